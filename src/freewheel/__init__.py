@@ -1,0 +1,56 @@
+"""Asynchronous training of neural networks: workers update the weights as soon as they are ready.
+
+- ``params.py`` the flat vector and its named views; ``update.py`` what a worker hands the server
+- ``rules/`` what happens to an update; ``schedules.py`` learning rates; ``gates.py`` who may start a step
+- ``server.py`` the only one that changes shared weights; ``rounds.py`` synchronous aggregation
+- ``sources/`` which batch comes next; ``tasks/`` what one worker computes in one step
+- ``methods.py`` named combinations of the above; ``job.py`` what an engine runs, and what comes of it
+- ``engines/`` where and when steps run; ``events.py`` everything that happens, as data
+- ``train.py`` fit(), the front door; ``compare.py`` several methods with equal budgets
+- ``monitors/`` who listens; ``report/`` events -> HTML and plots; ``commands/`` the command line
+- ``data/`` loaders and embedded sets; ``recipes/`` example models and runs
+"""
+
+from freewheel import data, monitors, rules, schedules
+from freewheel.compare import compare
+from freewheel.comparison import Comparison
+from freewheel.engines import Serial, Threads
+from freewheel.errors import (
+    ConfigurationError,
+    DataError,
+    FreewheelError,
+    TrainingError,
+    WorkerError,
+)
+from freewheel.gates import barrier, bounded, free
+from freewheel.job import Job, Result, Stop
+from freewheel.methods import Method, hogwild, synchronous
+from freewheel.train import fit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Comparison",
+    "ConfigurationError",
+    "DataError",
+    "FreewheelError",
+    "Job",
+    "Method",
+    "Result",
+    "Serial",
+    "Stop",
+    "Threads",
+    "TrainingError",
+    "WorkerError",
+    "barrier",
+    "bounded",
+    "compare",
+    "data",
+    "fit",
+    "free",
+    "hogwild",
+    "monitors",
+    "rules",
+    "schedules",
+    "synchronous",
+]

@@ -1,0 +1,5 @@
+"""``python -m freewheel`` is the command ``freewheel``."""
+
+from freewheel.cli import main
+
+main()

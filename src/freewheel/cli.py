@@ -1,0 +1,61 @@
+"""The command ``freewheel``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import freewheel
+from freewheel.commands import compare, data, demo, report, shell, train
+
+app = typer.Typer(
+    name="freewheel",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo.demo)
+app.command()(train.train)
+app.command()(compare.compare)
+app.command()(report.report)
+app.add_typer(data.app, name="data")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"freewheel {freewheel.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def freewheel_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and end.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.")] = False,
+) -> None:
+    """Train neural networks asynchronously, on all cores, and see whether it pays.
+
+    [bold]To begin[/bold]
+
+      freewheel demo              two minutes: Hogwild! beside synchronous training
+
+      freewheel train images      one run, with a live display and a report
+
+      freewheel compare images    methods with equal budgets, and a verdict
+
+      freewheel data list         what there is to train on
+    """
+    shell.set_debugging(debug)
+
+
+def main() -> None:
+    """The entry point; ``--debug`` may stand anywhere."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    if len(arguments) < len(sys.argv) - 1:
+        arguments.insert(0, "--debug")
+    app(arguments)

@@ -1,0 +1,1 @@
+"""The subcommands of ``freewheel``, one a file; cli.py puts them together."""

@@ -1,0 +1,214 @@
+"""The options that ``train`` and ``compare`` share, and the settings they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from freewheel.commands.shell import parse_target, parse_workers
+from freewheel.errors import ConfigurationError
+from freewheel.recipes.images import images
+from freewheel.recipes.settings import Budget, Hardware, Optimization, Recipe, Settings
+from freewheel.recipes.text import text
+
+RECIPES: dict[str, Callable[[Settings], Recipe]] = {"images": images, "text": text}
+
+_WHAT, _HOW, _WHEN, _WHERE = "What is trained", "How", "When it ends", "Where"
+
+What = Annotated[str, typer.Argument(metavar="images|text", show_default=False, help="What to learn.")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="NAME",
+        rich_help_panel=_WHAT,
+        show_default=False,
+        help="images: fashion-mnist-small (the default), fashion-mnist, cifar10. text: tiny-shakespeare.",
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        rich_help_panel=_WHAT,
+        show_default=False,
+        help="images: cnn (default), mlp. text: lstm.",
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        metavar="N",
+        rich_help_panel=_HOW,
+        show_default=False,
+        help="Examples in one worker's minibatch. Default: cnn 16, mlp 64, lstm 16.",
+    ),
+]
+LearningRate = Annotated[
+    float | None,
+    typer.Option(
+        "--lr",
+        metavar="X",
+        rich_help_panel=_HOW,
+        show_default=False,
+        help="Learning rate. Default: the model's.",
+    ),
+]
+Momentum = Annotated[
+    float | None,
+    typer.Option(
+        "--momentum",
+        metavar="X",
+        rich_help_panel=_HOW,
+        show_default=False,
+        help="Momentum, 0 to 1. Default: 0.9; less for Hogwild! on several workers, which adds its own.",
+    ),
+]
+ScheduleName = Annotated[
+    str,
+    typer.Option(
+        "--schedule",
+        metavar="NAME",
+        rich_help_panel=_HOW,
+        help="Learning rate over time: constant, cosine or linear.",
+    ),
+]
+GranularityName = Annotated[
+    str,
+    typer.Option(
+        "--granularity",
+        metavar="NAME",
+        rich_help_panel=_HOW,
+        help="model: one update a step. layer: each weight as soon as its gradient exists; less memory.",
+    ),
+]
+Epochs = Annotated[
+    int | None,
+    typer.Option(
+        "--epochs",
+        metavar="N",
+        rich_help_panel=_WHEN,
+        show_default=False,
+        help="Passes over the data. Default: 3 for images, 2 for text, if no other end is given.",
+    ),
+]
+MaxSeconds = Annotated[
+    float | None,
+    typer.Option(
+        "--max-seconds",
+        metavar="S",
+        rich_help_panel=_WHEN,
+        show_default=False,
+        help="Seconds of training; evaluation does not count.",
+    ),
+]
+MaxSamples = Annotated[
+    int | None,
+    typer.Option(
+        "--max-samples",
+        metavar="N",
+        rich_help_panel=_WHEN,
+        show_default=False,
+        help="Examples in all; characters for text.",
+    ),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        metavar="METRIC=X",
+        rich_help_panel=_WHEN,
+        show_default=False,
+        help="End when it holds at two evaluations in a row: accuracy=0.9, loss=0.3; text: perplexity=6.",
+    ),
+]
+EvaluateEvery = Annotated[
+    int | None,
+    typer.Option(
+        "--evaluate-every",
+        metavar="N",
+        rich_help_panel=_WHEN,
+        show_default=False,
+        help="Examples between evaluations. Default: an epoch.",
+    ),
+]
+EngineName = Annotated[
+    str, typer.Option("--engine", metavar="NAME", rich_help_panel=_WHERE, help="threads or serial.")
+]
+Workers = Annotated[
+    str,
+    typer.Option(
+        "--workers",
+        metavar="N|auto",
+        rich_help_panel=_WHERE,
+        help="auto: one per core for hogwild; one that uses all cores for synchronous.",
+    ),
+]
+IntraOpThreads = Annotated[
+    int | None,
+    typer.Option(
+        "--intra-op-threads",
+        metavar="N",
+        rich_help_panel=_WHERE,
+        show_default=False,
+        help="PyTorch threads inside each worker. Default: 1; all cores for the one synchronous worker.",
+    ),
+]
+Precision = Annotated[
+    str, typer.Option("--precision", metavar="NAME", rich_help_panel=_WHERE, help="float32 or bf16.")
+]
+RunDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--run-dir",
+        metavar="FOLDER",
+        rich_help_panel=_WHERE,
+        show_default=False,
+        help="Where to write everything. Default: runs/<time>-<what>.",
+    ),
+]
+
+
+def recipe(
+    what: str,
+    *,
+    data: str | None,
+    model: str | None,
+    optimization: Optimization,
+    budget: Budget,
+    hardware: Hardware,
+) -> Recipe:
+    """The recipe of this name with these settings.
+
+    Raises:
+        ConfigurationError: an unknown recipe, or a setting that cannot be used.
+        DataError: the data cannot be had.
+    """
+    if what not in RECIPES:
+        raise ConfigurationError(f"what to train must be one of {', '.join(RECIPES)}, got {what!r}")
+    for name in ("batch_size",):
+        value = getattr(optimization, name)
+        if value is not None and value < 1:
+            raise ConfigurationError(f"`{name}` must be >= 1, got {value}")
+    return RECIPES[what](Settings(data, model, optimization, budget, hardware))
+
+
+def budget_of(
+    epochs: int | None,
+    max_samples: int | None,
+    max_seconds: float | None,
+    target: str | None,
+    evaluate_every: int | None,
+) -> Budget:
+    """The budget that these options describe."""
+    return Budget(epochs, max_samples, max_seconds, parse_target(target), evaluate_every)
+
+
+def hardware_of(engine: str, workers: str, intra_op_threads: int | None, precision: str) -> Hardware:
+    """The hardware that these options describe."""
+    return Hardware(engine, parse_workers(workers), intra_op_threads, precision)

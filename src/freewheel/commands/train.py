@@ -1,0 +1,133 @@
+"""``freewheel train``: one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.table import Table
+
+from freewheel import Result, fit
+from freewheel.commands import options as opt
+from freewheel.commands.shell import EXIT_INTERRUPTED, err, fresh_folder, out, reported
+from freewheel.monitors import progress
+from freewheel.recipes.settings import Optimization, Recipe
+from freewheel.report import wording
+from freewheel.rundir import REPORT, WEIGHTS
+
+MethodName = Annotated[
+    str,
+    typer.Option("--method", metavar="NAME", rich_help_panel="How", help="hogwild or synchronous."),
+]
+Seed = Annotated[
+    int, typer.Option("--seed", metavar="N", rich_help_panel="How", help="Of weights and order of data.")
+]
+
+
+@reported
+def train(
+    what: opt.What,
+    data: opt.Data = None,
+    model: opt.Model = None,
+    method: MethodName = "hogwild",
+    batch_size: opt.BatchSize = None,
+    lr: opt.LearningRate = None,
+    momentum: opt.Momentum = None,
+    schedule: opt.ScheduleName = "constant",
+    granularity: opt.GranularityName = "model",
+    seed: Seed = 0,
+    epochs: opt.Epochs = None,
+    max_samples: opt.MaxSamples = None,
+    max_seconds: opt.MaxSeconds = None,
+    target: opt.Target = None,
+    evaluate_every: opt.EvaluateEvery = None,
+    engine: opt.EngineName = "threads",
+    workers: opt.Workers = "auto",
+    intra_op_threads: opt.IntraOpThreads = None,
+    precision: opt.Precision = "float32",
+    run_dir: opt.RunDir = None,
+) -> None:
+    """Train a network on all cores, and write weights, events and a report.
+
+    Ctrl-C ends the training cleanly: what was trained until then is written.
+
+    [bold]Examples[/bold]
+
+      freewheel train images
+
+      freewheel train images --data fashion-mnist --epochs 5 --target accuracy=0.9
+
+      freewheel train images --model mlp --method synchronous --workers 4
+
+      freewheel train text --max-seconds 60
+    """
+    recipe = opt.recipe(
+        what,
+        data=data,
+        model=model,
+        optimization=Optimization(lr, momentum, schedule, granularity, batch_size),
+        budget=opt.budget_of(epochs, max_samples, max_seconds, target, evaluate_every),
+        hardware=opt.hardware_of(engine, workers, intra_op_threads, precision),
+    )
+    chosen = recipe.method(method)
+    folder = run_dir or fresh_folder(f"{what}-{method}")
+    _announce(recipe, folder)
+    torch.manual_seed(min(max(seed, 0), 2**32 - 1))  # a bad seed is refused by fit, with the remedy
+    result = fit(
+        recipe.build(),
+        recipe.data,
+        method=chosen,
+        seed=seed,
+        monitors=[progress(err())],
+        run_dir=folder,
+        **recipe.arguments,
+    )
+    _conclude(result, recipe, folder)
+    if result.reason == "interrupted":
+        raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def _announce(recipe: Recipe, folder: Path) -> None:
+    err().print(f"Training {recipe.title}; everything is written to {folder}", markup=False, soft_wrap=True)
+    if recipe.note:
+        err().print(f"Note: {recipe.note}", markup=False, soft_wrap=True)
+
+
+def _conclude(result: Result, recipe: Recipe, folder: Path) -> None:
+    console = out()
+    console.print(_table(result, recipe))
+    if recipe.show is not None:
+        console.print("\nA text by this model:\n", style="bold")
+        console.print(recipe.show(result.module), markup=False)
+    console.print()
+    console.print(f"Report:  {folder / REPORT}", markup=False, soft_wrap=True)
+    console.print(f"Weights: {folder / WEIGHTS}", markup=False, soft_wrap=True)
+
+
+def _table(result: Result, recipe: Recipe) -> Table:
+    table = Table(title=recipe.title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    config = result.config
+    workers = wording.plural(len(result.workers), "worker")
+    threads = config["intra_op_threads"]
+    table.add_row(
+        "Method", f"{config['method']}, {workers}" + (f" with {threads} threads" if threads > 1 else "")
+    )
+    for name, value in result.metrics.items():
+        table.add_row(name.replace("_", " ").capitalize(), wording.metric(value))
+    table.add_row("Training time", wording.duration(result.seconds))
+    if "target" in recipe.arguments and recipe.arguments["target"] is not None:
+        reached = result.target_seconds
+        table.add_row("Time to target", "not reached" if reached is None else wording.duration(reached))
+    table.add_row("Samples", wording.count(result.samples))
+    table.add_row("Samples per second", wording.rate(result.samples_per_second))
+    table.add_row("Mean staleness", wording.rate(result.mean_staleness))
+    table.add_row("Peak memory", wording.size(result.peak_rss_bytes))
+    dropped = sum(result.ledger.get("dropped", {}).values())
+    if dropped:
+        table.add_row("Updates dropped", wording.count(dropped))
+    table.add_row("Ended by", result.reason)
+    return table

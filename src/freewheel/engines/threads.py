@@ -1,0 +1,225 @@
+"""The threads engine: all workers in one process, on one copy of the weights and of the data.
+
+PyTorch leaves the interpreter lock while it computes, so threads use all cores as long as the Python of a
+step is short. Each worker runs with one intra-op thread, set inside the thread: PyTorch keeps that number
+per thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+
+from freewheel.engines.base import Session
+from freewheel.engines.plan import Segment
+from freewheel.errors import FreewheelError, WorkerError
+from freewheel.events import Monitor, WorkerFailed
+from freewheel.gates import NEVER_WAITED_FOR
+from freewheel.job import Job, Result
+from freewheel.server import Receipt
+from freewheel.update import Update
+
+POLL_S = 0.05  # how often the main thread looks at the clock while workers train
+
+
+@final
+@dataclass(frozen=True)
+class Threads:
+    """Runs every worker in a thread of this process.
+
+    Works where processes are awkward: notebooks, lambdas, local classes. Methods with a free gate take no
+    lock at all; the others take one around each push. An error in a worker ends the run.
+    """
+
+    name: str = "threads"
+
+    def run(self, job: Job, monitors: Sequence[Monitor] = ()) -> Result:
+        """Trains; Ctrl-C lets the workers finish their step and returns what was trained."""
+        session = Session(job, monitors, self.name)
+        threads = torch.get_num_threads()
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(job.setup.seed)
+                _Crew(session).run()
+        finally:
+            torch.set_num_threads(threads)  # a worker's setting is the default of threads that start later
+        return session.result()
+
+
+class _Crew:
+    """The worker threads of one run, and the main thread's side of it."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.workers = session.job.setup.workers
+        self.changed = threading.Condition()
+        self.locked = session.job.method.rounds or not session.job.method.gate.open
+        self.segment: Segment | None = None
+        self.round = 0  # counts segments, so that a worker knows a new one
+        self.idle = 0
+        self.stopping = False
+        self.over = False
+        self.error: BaseException | None = None
+        self.progress = [0] * self.workers
+        session.job.source.lock = threading.Lock()
+        session.admit_workers(self._push_locked if self.locked else session.server.push)
+
+    # --- the main thread ---
+
+    def run(self) -> None:
+        session = self.session
+        crew = [
+            threading.Thread(target=self._work, args=(worker,), name=f"freewheel-{worker}", daemon=True)
+            for worker in range(self.workers)
+        ]
+        try:
+            for thread in crew:
+                thread.start()
+            self._await_idle()
+            session.announce()
+            self._train()
+        except KeyboardInterrupt:
+            session.reason = "interrupted"
+            self._halt()
+            session.evaluate()
+        except BaseException as error:
+            self._halt()
+            if isinstance(error, WorkerError):
+                session.emit(WorkerFailed(error.worker, error.sequence, str(error)))
+            session.fail()
+            raise
+        finally:
+            self._dismiss(crew)
+            session.close()
+
+    def _train(self) -> None:
+        session = self.session
+        for segment in session.segments():
+            with self.changed:
+                session.server.admit()
+                self.progress = [0] * self.workers
+                self.segment, self.idle = segment, 0
+                self.round += 1
+                session.clock.start()
+                self.changed.notify_all()
+            self._await_idle()
+            session.clock.stop()
+            session.evaluate()
+            if session.reason is not None:
+                break
+
+    def _await_idle(self) -> None:
+        """Waits until every worker stands still, looking at the clock meanwhile."""
+        session = self.session
+        while True:
+            with self.changed:
+                if self.idle < self.workers:
+                    self.changed.wait(POLL_S)
+                if self.error is not None:
+                    raise self.error
+                if self.idle == self.workers:
+                    return
+            if self.segment is not None:
+                session.tick()
+                if session.out_of_time():
+                    self.stopping = True
+
+    def _halt(self) -> None:
+        """Lets every worker finish its step."""
+        self.stopping = True
+        with self.changed:
+            self.changed.notify_all()
+            while self.idle < self.workers:
+                self.changed.wait(POLL_S)
+        self.session.clock.stop()
+
+    def _dismiss(self, crew: list[threading.Thread]) -> None:
+        with self.changed:
+            self.over = self.stopping = True
+            self.changed.notify_all()
+        for thread in crew:
+            if thread.ident is not None:
+                thread.join()
+
+    # --- the workers' threads ---
+
+    def _work(self, worker: int) -> None:
+        session, context = self.session, self.session.contexts[worker]
+        segments = 0
+        try:
+            torch.set_num_threads(session.job.setup.intra_op_threads)
+            session.states[worker] = session.job.task.init(context)
+            while self._next_segment(segments):
+                segments = self.round
+                assert self.segment is not None
+                self._segment(worker, self.segment)
+        except BaseException as error:
+            self._fail(worker, error)
+
+    def _next_segment(self, seen: int) -> bool:
+        with self.changed:
+            self.idle += 1
+            self.changed.notify_all()
+            while self.round == seen and not self.over:
+                self.changed.wait()
+            return not self.over
+
+    def _segment(self, worker: int, segment: Segment) -> None:
+        session = self.session
+        context, state = session.contexts[worker], session.states[worker]
+        task_step, begin_step, end_step = session.job.task.step, session.begin_step, session.end_step
+        step = 0
+        while not self.stopping and (not self.locked or self._may_start(worker)):
+            lease = begin_step(worker, segment, step)
+            if lease is None:
+                break
+            report = task_step(context, lease, state)
+            end_step(context, lease, report, context.receipt)
+            step += 1
+            if self.locked:
+                self._advance(worker, step)
+        if self.locked:
+            self._retire(worker)
+
+    def _may_start(self, worker: int) -> bool:
+        may_start = self.session.job.method.gate.may_start
+        with self.changed:
+            while not self.stopping and not may_start(worker, self.progress):
+                self.changed.wait()
+            return not self.stopping
+
+    def _advance(self, worker: int, step: int) -> None:
+        with self.changed:
+            self.progress[worker] = step
+            self.changed.notify_all()
+
+    def _retire(self, worker: int) -> None:
+        with self.changed:
+            self.progress[worker] = NEVER_WAITED_FOR
+            self.session.server.retire(worker)
+            self.changed.notify_all()
+
+    def _push_locked(self, update: Update) -> Receipt:
+        with self.changed:
+            return self.session.server.push(update)
+
+    def _fail(self, worker: int, error: BaseException) -> None:
+        sequence = self.session.contexts[worker].sequence
+        with self.changed:
+            if self.error is None:
+                self.error = self._explain(worker, sequence, error)
+            self.stopping = True
+            self.idle += 1
+            self.progress[worker] = NEVER_WAITED_FOR
+            self.changed.notify_all()
+
+    def _explain(self, worker: int, sequence: int, error: BaseException) -> BaseException:
+        if isinstance(error, FreewheelError):
+            return error
+        wrapped = WorkerError(worker, sequence, error)
+        wrapped.__cause__ = error
+        return wrapped

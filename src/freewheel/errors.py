@@ -1,0 +1,33 @@
+"""The errors that freewheel raises."""
+
+from __future__ import annotations
+
+
+class FreewheelError(Exception):
+    """Every error that freewheel raises on purpose is one of these."""
+
+
+class ConfigurationError(FreewheelError, ValueError):
+    """An argument cannot be used; the message names it, the value that came, and the remedy."""
+
+
+class DataError(FreewheelError, ValueError):
+    """Data is missing, damaged, empty, not finite, or does not fit the model."""
+
+
+class TrainingError(FreewheelError, RuntimeError):
+    """Training cannot go on: it diverged, or a worker raised an error."""
+
+
+class WorkerError(TrainingError):
+    """A worker raised an error; its original exception, with its traceback, is ``__cause__``.
+
+    Attributes:
+        worker: which worker, from 0.
+        sequence: which of its steps, from 0.
+    """
+
+    def __init__(self, worker: int, sequence: int, error: BaseException) -> None:
+        self.worker = worker
+        self.sequence = sequence
+        super().__init__(f"worker {worker} failed in its step {sequence}: {type(error).__name__}: {error}")

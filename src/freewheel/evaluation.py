@@ -1,0 +1,92 @@
+"""Measuring a model: metrics over a data set, by the task itself."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from freewheel.errors import ConfigurationError, DataError
+from freewheel.sources import Batch, Lease, Source
+from freewheel.tasks import Task
+
+
+def over_source(task: Task[Any], source: Source) -> Callable[[nn.Module], dict[str, float]]:
+    """Means over one epoch of a source, in its order; recurrent state goes from segment to segment.
+
+    Args:
+        task: measures a batch.
+        source: made for evaluation only; it is read from its beginning each time.
+    """
+
+    def measure(module: nn.Module) -> dict[str, float]:
+        return _mean(task, module, _epoch(source))
+
+    return measure
+
+
+def check_metrics(module: nn.Module, task: Task[Any], source: Source) -> set[str]:
+    """Measures one batch on a copy, and returns the names of the metrics.
+
+    Raises:
+        DataError: no examples.
+        ConfigurationError: the model, the loss or a metric does not accept the data.
+    """
+    batch = source.first()
+    twin = copy.deepcopy(module).eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            return set(task.measure(twin, batch, None)[0])
+    except Exception as error:
+        raise ConfigurationError(
+            f"`evaluate` failed on its first batch: {type(error).__name__}: {error}. The model, the loss"
+            " and the"
+            " metrics must accept what it gives"
+        ) from error
+
+
+def check_function(module: nn.Module, measure: Callable[[nn.Module], dict[str, float]]) -> set[str]:
+    """Measures a copy once with the user's function, and returns the names of the metrics.
+
+    Raises:
+        ConfigurationError: the function fails, or does not give a dictionary.
+    """
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            metrics = measure(copy.deepcopy(module).eval())
+        except Exception as error:
+            raise ConfigurationError(f"`evaluate` failed: {type(error).__name__}: {error}") from error
+    if not isinstance(metrics, dict):
+        raise ConfigurationError(f"`evaluate` must return {{name: value}}, got {metrics!r}")
+    return set(metrics)
+
+
+def _epoch(source: Source) -> Iterable[Lease]:
+    source.open(0, source.batches)
+    while (lease := source.take()) is not None:
+        yield lease
+        source.acknowledge(lease)
+
+
+def _mean(task: Task[Any], module: nn.Module, leases: Iterable[Lease]) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    count = 0
+    for lease in leases:
+        carry = lease.carry.value if lease.carry is not None else None
+        sums, samples, carried = task.measure(module, lease.batch, carry)
+        if lease.carry is not None:
+            lease.carry.value = carried
+        for name, value in sums.items():
+            totals[name] = totals.get(name, 0.0) + value
+        count += samples
+    if not count:
+        raise DataError("`evaluate` gave no examples")
+    metrics = {name: total / count for name, total in totals.items()}
+    return {name: value if math.isfinite(value) else math.nan for name, value in metrics.items()}
+
+
+__all__ = ["Batch", "over_source"]

@@ -1,0 +1,65 @@
+"""Gates: may this worker start its next step, given everybody's progress? Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from freewheel.errors import ConfigurationError
+
+Progress = Sequence[int]
+"""Finished steps of every active worker; a worker that has nothing left to do counts as infinitely far."""
+
+NEVER_WAITED_FOR = 2**62  # the progress of a worker that has retired
+
+
+class Gate(NamedTuple):
+    """Who may start.
+
+    Attributes:
+        may_start: ``(worker, progress) -> bool``.
+        describe: the name and settings, for the report.
+        open: True when nobody ever waits, so that an engine need not ask.
+    """
+
+    may_start: Callable[[int, Progress], bool]
+    describe: str
+    open: bool = False
+
+
+def free() -> Gate:
+    """Nobody ever waits (Hogwild!; Recht et al. 2011, arXiv:1106.5730).
+
+    Example:
+        >>> free().may_start(0, [10, 0])
+        True
+    """
+    return Gate(lambda worker, progress: True, "free()", open=True)
+
+
+def bounded(bound: int) -> Gate:
+    """A worker may be at most ``bound`` steps ahead of the slowest (stale synchronous; Ho et al. 2013).
+
+    Args:
+        bound: number of steps, >= 0.
+
+    Raises:
+        ConfigurationError: a negative bound.
+
+    Example:
+        >>> bounded(2).may_start(0, [3, 1]), bounded(2).may_start(0, [4, 1])
+        (True, False)
+    """
+    if bound < 0:
+        raise ConfigurationError(f"`bound` must be >= 0, got {bound}; use free() for no limit")
+    return Gate(lambda worker, progress: progress[worker] - min(progress) <= bound, f"bounded({bound})")
+
+
+def barrier() -> Gate:
+    """All workers take each step together (bulk synchronous).
+
+    Example:
+        >>> barrier().may_start(0, [1, 0]), barrier().may_start(1, [1, 0])
+        (False, True)
+    """
+    return Gate(lambda worker, progress: progress[worker] <= min(progress), "barrier()")

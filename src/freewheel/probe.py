@@ -1,0 +1,110 @@
+"""One step before the run, on a copy: what is wrong with model, loss and data shows at once."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from freewheel.errors import ConfigurationError, DataError, FreewheelError
+from freewheel.params import running_statistics
+from freewheel.sources import Carry, Lease, Source
+from freewheel.tasks import Supervised
+
+
+def check_step(module: nn.Module, task: Supervised, source: Source) -> None:
+    """Computes one loss and its gradient on the first batch, changing nothing.
+
+    Raises:
+        DataError: the loss of the first batch is not finite.
+        ConfigurationError: the model does not fit the data, or the loss is no scalar that depends on the
+            weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        twin = _copy(module)
+        before = running_statistics(twin)
+        loss = _loss(twin, task, source.first())
+        _check_loss(loss)
+        _check_gradient(twin, loss)
+    _check_buffers(twin, before)
+    if not math.isfinite(loss.item()):
+        raise DataError(
+            f"the loss of the first batch is {loss.item()}; look for NaN or Inf in the inputs and for"
+            " labels out"
+            " of range"
+        )
+
+
+def _check_loss(loss: Any) -> None:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ConfigurationError(f"the loss must be a scalar tensor, got {got}; take its mean: loss.mean()")
+    if not loss.requires_grad:
+        raise ConfigurationError(
+            "the loss does not depend on a trainable parameter; compute it from the module's output, without"
+            " .item(), .detach() or torch.no_grad()"
+        )
+
+
+def _check_gradient(module: nn.Module, loss: Tensor) -> None:
+    weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+    except Exception as error:
+        raise ConfigurationError(
+            f"the backward pass failed on the first batch: {type(error).__name__}: {error}"
+        ) from error
+    if all(gradient is None for gradient in gradients):
+        raise ConfigurationError(
+            "the loss depends on no parameter of the module that it was given; `step(module, batch)`"
+            " must use its"
+            " argument `module`, each worker's own, and not a variable from outside"
+        )
+
+
+def _check_buffers(module: nn.Module, before: list[tuple[str, Tensor]]) -> None:
+    """Running statistics are views of a shared vector: a new tensor in their place would be lost."""
+    after = dict(module.named_buffers())
+    for name, buffer in before:
+        if after.get(name) is not buffer:
+            raise ConfigurationError(
+                f"the forward pass puts a new tensor in the place of buffer {name!r}; change it in place:"
+                f" self.{name.rpartition('.')[2]}.copy_(...)"
+            )
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    try:
+        twin = copy.deepcopy(module)
+    except Exception as error:
+        raise ConfigurationError(
+            f"`model` ({type(module).__name__}) cannot be copied for the workers: {error}"
+        ) from error
+    return twin if module.training else twin.train()
+
+
+def _loss(module: nn.Module, task: Supervised, batch: Any) -> Any:
+    lease = Lease(0, batch, 0, carry=Carry() if task.recurrent else None)
+    try:
+        return task.loss_of(module, lease)
+    except FreewheelError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(
+            f"the first step failed, on a batch of {_shapes(batch)}: {type(error).__name__}: {error}."
+            " The model"
+            " and the loss must accept what `data` gives"
+        ) from error
+
+
+def _shapes(batch: Any) -> str:
+    if isinstance(batch, Tensor):
+        return f"{str(batch.dtype).removeprefix('torch.')}{list(batch.shape)}"
+    if isinstance(batch, dict):
+        return "{" + ", ".join(f"{key}: {_shapes(value)}" for key, value in batch.items()) + "}"
+    if isinstance(batch, list | tuple):
+        return "(" + ", ".join(_shapes(item) for item in batch) + ")"
+    return type(batch).__name__

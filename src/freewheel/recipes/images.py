@@ -1,0 +1,68 @@
+"""Image classification: a convolutional network or an MLP on Fashion-MNIST or CIFAR-10."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from freewheel import data
+from freewheel.data import Images
+from freewheel.methods import DEFAULT_LR
+from freewheel.recipes.models import cnn, cnn_rgb, mlp
+from freewheel.recipes.settings import (
+    Defaults,
+    Recipe,
+    Settings,
+    check_target,
+    choose,
+    common_arguments,
+    method_maker,
+)
+
+DATA: dict[str, Callable[[str], Images]] = {
+    "fashion-mnist-small": data.fashion_mnist_small,
+    "fashion-mnist": data.fashion_mnist,
+    "cifar10": data.cifar10,
+}
+DEFAULTS = {
+    # Small minibatches: staleness costs less per update, and one is enough to keep a core busy.
+    "cnn": Defaults(batch_size=16, lr=0.02, epochs=3),
+    "mlp": Defaults(batch_size=64, lr=DEFAULT_LR, epochs=3),
+}
+METRICS = ("accuracy", "loss")
+
+
+def images(settings: Settings) -> Recipe:
+    """Prepares image classification; the default is the CNN on the embedded part of Fashion-MNIST.
+
+    Args:
+        settings: ``data`` is one of ``DATA``, ``model`` "cnn" or "mlp".
+
+    Raises:
+        ConfigurationError: a setting cannot be used.
+        DataError: the data cannot be had.
+
+    Example:
+        >>> from freewheel.recipes.images import images
+        >>> from freewheel.recipes.settings import Settings
+        >>> recipe = images(Settings(model="mlp"))
+        >>> recipe.title, recipe.arguments["batch_size"]
+        ('mlp on fashion-mnist-small', 64)
+    """
+    name = choose("data", settings.data, tuple(DATA), "images")
+    model = choose("model", settings.model, tuple(DEFAULTS), "images")
+    check_target(settings.budget.target, METRICS, "images")
+    defaults = DEFAULTS[model]
+    arguments = common_arguments(settings, defaults)
+    train = DATA[name]("train")
+    method = method_maker(settings.optimization, defaults.lr, arguments)
+    arguments |= {"loss": nn.CrossEntropyLoss(), "evaluate": DATA[name]("test")}
+    return Recipe(_builder(model, train), train, arguments, method, f"{model} on {name}", train.note)
+
+
+def _builder(model: str, train: Images) -> Callable[[], nn.Module]:
+    if model == "mlp":
+        return partial(mlp, (train.images[0].numel(), 256, len(train.classes)))
+    return cnn if train.images.shape[1] == 1 else cnn_rgb

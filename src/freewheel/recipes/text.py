@@ -1,0 +1,144 @@
+"""Character-level language modelling: an LSTM on Tiny Shakespeare."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from freewheel import data
+from freewheel.data import Text
+from freewheel.errors import ConfigurationError
+from freewheel.recipes.models import CharLSTM
+from freewheel.recipes.settings import (
+    Defaults,
+    Recipe,
+    Settings,
+    check_target,
+    choose,
+    common_arguments,
+    method_maker,
+)
+
+BPTT = 64  # characters of truncated back-propagation through time
+DATA: dict[str, Callable[[], Text]] = {"tiny-shakespeare": data.tiny_shakespeare}
+DEFAULTS = {"lstm": Defaults(batch_size=16, lr=1.0, epochs=2)}
+METRICS = ("loss", "perplexity")
+EVALUATION_STREAMS = 32
+
+
+def text(settings: Settings) -> Recipe:
+    """Prepares a character model; samples are characters.
+
+    Args:
+        settings: ``data`` is one of ``DATA``, ``model`` "lstm".
+
+    Raises:
+        ConfigurationError: a setting cannot be used.
+        DataError: the data cannot be had.
+
+    Example:
+        >>> from freewheel.recipes.settings import Settings
+        >>> from freewheel.recipes.text import text
+        >>> recipe = text(Settings())
+        >>> recipe.title, recipe.arguments["bptt"]
+        ('lstm on tiny-shakespeare', 64)
+    """
+    name = choose("data", settings.data, tuple(DATA), "text")
+    model = choose("model", settings.model, tuple(DEFAULTS), "text")
+    check_target(settings.budget.target, METRICS, "text")
+    defaults = DEFAULTS[model]
+    arguments = common_arguments(settings, defaults)
+    book = DATA[name]()
+    method = method_maker(settings.optimization, defaults.lr, arguments)
+    arguments |= {
+        "loss": nn.CrossEntropyLoss(),
+        "bptt": BPTT,
+        "evaluate": Perplexity(book.validation, EVALUATION_STREAMS, BPTT),
+    }
+    build = partial(CharLSTM, len(book.vocabulary))
+    return Recipe(build, book.train, arguments, method, f"{model} on {name}", show=partial(generate, book))
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Measures a character model: loss (nats per character), perplexity, bits per character.
+
+    The text is cut into parallel streams, so that it is read in large steps; each starts from a zero state.
+
+    Attributes:
+        tokens: (n,) int64.
+        streams: how many are read side by side.
+        steps: characters read at a time.
+    """
+
+    tokens: Tensor
+    streams: int
+    steps: int
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) <= self.streams:
+            raise ConfigurationError(
+                f"`tokens` must be more than {self.streams}, one for each stream, got {len(self.tokens)}"
+            )
+
+    def __call__(self, module: nn.Module) -> dict[str, float]:
+        """The metrics of the module."""
+        length = (len(self.tokens) - 1) // self.streams
+        used = self.streams * length
+        inputs, targets = (
+            part.view(self.streams, length) for part in (self.tokens[:used], self.tokens[1 : used + 1])
+        )
+        total, hidden = 0.0, None
+        for start in range(0, length, self.steps):
+            piece = slice(start, start + self.steps)
+            logits, hidden = module(inputs[:, piece], hidden)
+            flat, wanted = logits.flatten(0, 1), targets[:, piece].flatten()
+            total += nn.functional.cross_entropy(flat, wanted, reduction="sum").item()
+        loss = total / used
+        perplexity = math.exp(loss) if loss < 700 else math.inf  # exp overflows at 709
+        return {"loss": loss, "perplexity": perplexity, "bits_per_character": loss / math.log(2)}
+
+
+def generate(
+    book: Text,
+    module: nn.Module,
+    prompt: str = "ROMEO:",
+    length: int = 300,
+    temperature: float = 0.8,
+    seed: int = 0,
+) -> str:
+    """A text that goes on from a prompt, drawn character by character.
+
+    Args:
+        book: its vocabulary is the model's.
+        module: called as ``module(tokens, hidden) -> (logits, hidden)``.
+        prompt: the beginning.
+        length: characters to draw.
+        temperature: divides the logits; below 1 the likely becomes likelier.
+        seed: of the draw.
+
+    Raises:
+        ConfigurationError: ``temperature`` is not positive.
+        DataError: the prompt has unknown characters.
+    """
+    if not temperature > 0:
+        raise ConfigurationError(f"`temperature` must be > 0, got {temperature}")
+    draw = torch.Generator().manual_seed(seed)
+    tokens, hidden, drawn = book.encode(prompt)[None], None, []
+    training = module.training
+    module.eval()
+    with torch.no_grad():
+        for _ in range(length):
+            logits, hidden = module(tokens, hidden)
+            chances = torch.softmax(logits[0, -1] / temperature, dim=0)
+            if not torch.isfinite(chances).all():
+                break
+            tokens = torch.multinomial(chances, 1, generator=draw)[None]
+            drawn.append(tokens[0, 0])
+    module.train(training)
+    return prompt + (book.decode(torch.stack(drawn)) if drawn else "")

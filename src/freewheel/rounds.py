@@ -1,0 +1,103 @@
+"""Rounds: the aggregation of synchronous training, one update of every active worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from freewheel.update import Update
+
+
+def weighted_mean(updates: list[Update], total: int) -> Update:
+    r"""The mean of gradients weighted by samples: :math:`\sum_i (n_i / n) g_i`, in the order given.
+
+    The first update's gradients are overwritten with the result. A gradient that is None counts as zero,
+    unless it is None in all of them.
+
+    Args:
+        updates: at least one, over the same entries.
+        total: :math:`n`, the samples of the whole round.
+    """
+    mean = updates[0]
+    if mean.samples == total:
+        return mean  # nobody else has a share
+    result: list[Tensor | None] = list(mean.gradients)
+    _scale([g for g in result if g is not None], mean.samples / total)
+    for update in updates[1:]:
+        _add_share(result, update.gradients, update.samples / total)
+    mean.gradients = result
+    return mean
+
+
+def _add_share(result: list[Tensor | None], gradients: list[Tensor | None], share: float) -> None:
+    targets: list[Tensor] = []
+    addends: list[Tensor] = []
+    for i, gradient in enumerate(gradients):
+        if gradient is None:
+            continue
+        target = result[i]
+        if target is None:
+            result[i] = gradient.mul_(share)
+        else:
+            targets.append(target)
+            addends.append(gradient)
+    if targets:
+        torch._foreach_add_(targets, addends, alpha=share)
+
+
+def _scale(gradients: list[Tensor], factor: float) -> None:
+    if gradients:
+        torch._foreach_mul_(gradients, factor)
+
+
+@dataclass
+class Round:
+    """Collects the pieces of one round and gives out each aggregate as soon as everybody has contributed.
+
+    A piece is complete when every active worker has either pushed it or finished its step without it (its
+    batch did not use those weights). Nobody can still be computing with those weights then, so it may be
+    applied at once.
+
+    Attributes:
+        active: the workers that take part; a worker without further leases leaves.
+    """
+
+    active: set[int]
+    _pieces: dict[tuple[int, ...], dict[int, Update]] = field(default_factory=dict)
+    _closed: dict[int, Update] = field(default_factory=dict)
+
+    def add(self, update: Update) -> list[Update]:
+        """Takes one piece; returns the aggregates that are complete now."""
+        if update.gradients:
+            self._pieces.setdefault(update.entries, {})[update.worker] = update
+        if update.last:
+            self._closed[update.worker] = update
+        return self._complete()
+
+    def retire(self, worker: int) -> list[Update]:
+        """The worker takes no further part; returns the aggregates that this completes."""
+        self.active.discard(worker)
+        return self._complete()
+
+    def is_over(self) -> bool:
+        """Everybody who is still active has finished the step, and somebody has."""
+        return bool(self._closed) and self.active <= self._closed.keys()
+
+    def close(self) -> list[Update]:
+        """Begins the next round; returns the finished steps in the order of the workers."""
+        closed = [self._closed[worker] for worker in sorted(self._closed)]
+        self._closed = {}
+        return closed
+
+    def _complete(self) -> list[Update]:
+        ready = []
+        for entries in list(self._pieces):
+            pieces = self._pieces[entries]
+            if self.active <= pieces.keys() | self._closed.keys():
+                everybody = {**self._closed, **pieces}
+                total = sum(update.samples for update in everybody.values() if not update.rejected)
+                ready.append(weighted_mean([pieces[worker] for worker in sorted(pieces)], total))
+                del self._pieces[entries]
+        return ready

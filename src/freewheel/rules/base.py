@@ -1,0 +1,145 @@
+"""What a rule is: a pair of pure-looking functions ``(init, apply)``, and how rules are chained.
+
+The same idea as an optax gradient transformation, with two differences: state is tensors that are changed in
+place (so that it can live in shared memory and racing workers allocate nothing), and the last rule of a
+chain, a descent, writes the weights itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from freewheel.errors import ConfigurationError
+from freewheel.update import Update
+
+State = dict[str, Any]
+"""A tree of names. Every leaf is a list aligned with the span's entries: tensors of the weight's shape (a
+momentum) or of shape () (a step count), or None for an entry that the rule does not look after."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """The entries that a rule's state is made for.
+
+    Attributes:
+        names: the entries' names, such as ``"0.weight"``.
+        weights: the live weights, one tensor per entry, in the same order.
+    """
+
+    names: tuple[str, ...]
+    weights: list[Tensor]
+
+    def like(self, fill: float = 0.0) -> list[Tensor]:
+        """One tensor per entry with the weight's shape and strides, filled with a value."""
+        return [torch.full_like(weight, fill, memory_format=torch.preserve_format) for weight in self.weights]
+
+    def counts(self) -> list[Tensor]:
+        """One float32 zero of shape () per entry, such as Adam's step count."""
+        return [torch.zeros((), device=weight.device) for weight in self.weights]
+
+
+@dataclass(slots=True)
+class RuleContext:
+    """What a rule may know beside the update. One per worker, reused for every update.
+
+    Attributes:
+        names: names of the update's entries.
+        weights: live weights of the update's entries, aligned with ``update.gradients``.
+        samples: examples applied by all workers before this update; schedules are functions of it.
+        planned: examples of the whole run, for schedules without a total of their own; None if unknown.
+        staleness: updates that others had applied between this worker's pull and its push.
+        worker: who pushed.
+        workers: how many workers there are.
+        verdict: "applied"; a rule that returns None sets it to "absorbed" or to the reason of the drop.
+    """
+
+    names: tuple[str, ...] = ()
+    weights: list[Tensor] | None = None
+    samples: int = 0
+    planned: int | None = None
+    staleness: int = 0
+    worker: int = 0
+    workers: int = 1
+    verdict: str = "applied"
+
+
+class Rule(NamedTuple):
+    """One step of what happens to an update.
+
+    Attributes:
+        scope: "piece" when the rule works on any part of an update, "update" when it needs the whole (a
+        norm). init: makes the state for a span.
+        apply: changes the update in place and returns it, or returns None after setting ``context.verdict``.
+        describe: the settings, for the report: ``"sgd(lr=0.05, momentum=0.9)"``.
+        descends: True for the rule that writes the weights; a chain ends with exactly one.
+    """
+
+    scope: Literal["piece", "update"]
+    init: Callable[[Span], State]
+    apply: Callable[[Update, State, RuleContext], Update | None]
+    describe: str
+    descends: bool = False
+
+
+def select(state: State, positions: Sequence[int]) -> State:
+    """The same tree for some entries of the span only; the tensors are shared, not copied."""
+    return {
+        name: select(value, positions) if isinstance(value, dict) else [value[i] for i in positions]
+        for name, value in state.items()
+    }
+
+
+def stateless(_: Span) -> State:
+    """The ``init`` of a rule without state."""
+    return {}
+
+
+def chain(*rules: Rule) -> Rule:
+    """One rule that applies several in order; each gets what the one before returned.
+
+    A rule that returns None (absorbed or dropped) ends the chain for that update.
+
+    Raises:
+        ConfigurationError: no rules, or a descent that is not the last.
+
+    Example:
+        >>> from freewheel.rules import chain, clip, finite, sgd
+        >>> chain(finite(), clip(1.0), sgd(0.1)).describe
+        'finite() > clip(max_norm=1.0) > sgd(lr=0.1)'
+    """
+    if not rules:
+        raise ConfigurationError("chain() needs at least one rule; give it sgd(lr), say")
+    if any(rule.descends for rule in rules[:-1]):
+        raise ConfigurationError(
+            "a rule that writes the weights (sgd, adam, ...) must be the last of a chain, got "
+            + " > ".join(rule.describe for rule in rules)
+        )
+
+    def init(span: Span) -> State:
+        return {str(position): rule.init(span) for position, rule in enumerate(rules)}
+
+    steps = [(str(position), rule.apply) for position, rule in enumerate(rules)]
+
+    def apply(update: Update, state: State, context: RuleContext) -> Update | None:
+        result: Update | None = update
+        for key, step in steps:
+            result = step(update, state[key], context)
+            if result is None:
+                return None
+            update = result
+        return result
+
+    if len(rules) == 1:
+        return rules[0]
+    return Rule(
+        scope="update" if any(rule.scope == "update" for rule in rules) else "piece",
+        init=init,
+        apply=apply,
+        describe=" > ".join(rule.describe for rule in rules),
+        descends=rules[-1].descends,
+    )

@@ -1,0 +1,88 @@
+"""What one worker computes in one step, and what it is given for that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from freewheel.server import Receipt
+from freewheel.sources import Batch, Lease
+from freewheel.update import Update
+
+S = TypeVar("S")
+
+
+class StepReport(NamedTuple):
+    """What a step tells about itself.
+
+    Attributes:
+        loss: of the minibatch, before the update.
+        samples: examples it used.
+    """
+
+    loss: float
+    samples: int
+
+
+@dataclass(slots=True)
+class WorkerContext:
+    """A worker's side of a run. Everything that a task hands to the outside goes through ``push``.
+
+    Attributes:
+        worker: which worker, from 0.
+        seed: of the run; draw from ``generator``, which is seeded by (seed, worker).
+        module: this worker's replica; its weights are live views of the shared vector.
+        weights: the replica's trainable parameters, in the order of the layout.
+        statistics: this worker's own running statistics (BatchNorm), ``(m,)``, possibly empty.
+        shared_statistics: the server's, to start again from after a step that was given up.
+        deliver: hands an update to the server, now or when this worker's turn comes.
+        version: of the weights, when this worker last pulled.
+        sequence: number of the step under way, from 0.
+        samples: of the step under way, for the pieces that hooks push.
+        receipt: what became of the last push; None while it has not been delivered.
+    """
+
+    worker: int
+    seed: int
+    module: nn.Module
+    weights: list[nn.Parameter]
+    statistics: Tensor
+    shared_statistics: Tensor
+    deliver: Callable[[Update], Receipt | None]
+    generator: torch.Generator = field(default_factory=torch.Generator)
+    version: int = 0
+    sequence: int = 0
+    samples: int = 0
+    receipt: Receipt | None = None
+
+    def push(self, update: Update) -> None:
+        """Hands an update to the server, which owns its gradients from then on."""
+        receipt = self.deliver(update)
+        if update.last:
+            self.receipt = receipt
+
+    def give_up(self, samples: int, reason: str) -> None:
+        """Closes the step without an update; the ledger shows the reason."""
+        if self.statistics.numel():
+            self.statistics.copy_(self.shared_statistics)
+        self.push(Update([], (), self.version, self.worker, self.sequence, samples, rejected=reason))
+
+
+class Task(Protocol[S]):
+    """What one worker computes in one step. ``S`` is state that belongs to one worker."""
+
+    def init(self, context: WorkerContext) -> S:
+        """Prepares a worker: hooks on its replica, hidden state. Called once, on the worker's own thread."""
+        ...
+
+    def step(self, context: WorkerContext, lease: Lease, state: S) -> StepReport:
+        """Computes on a lease and pushes what comes of it."""
+        ...
+
+    def measure(self, module: nn.Module, batch: Batch, carry: Any) -> tuple[dict[str, float], int, Any]:
+        """Sums of metrics over a batch, the number they are sums over, and what the next batch carries on."""
+        ...

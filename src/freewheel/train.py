@@ -1,0 +1,283 @@
+"""``fit``: the front door."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from freewheel import engines, methods
+from freewheel.engines import Engine
+from freewheel.errors import ConfigurationError, DataError
+from freewheel.evaluation import check_function, check_metrics, over_source
+from freewheel.events import Monitor
+from freewheel.inputs import source_of
+from freewheel.job import Evaluation, Job, Result, Setup, Stop
+from freewheel.machine import cores
+from freewheel.methods import Method
+from freewheel.params import check_module
+from freewheel.probe import check_step
+from freewheel.sources import Sequences, Source
+from freewheel.tasks import Supervised
+from freewheel.tasks.supervised import Loss, Metric, Step
+
+EVALUATION_BATCH = 500
+
+
+def fit(
+    model: nn.Module,
+    data: Any,
+    *,
+    loss: Loss | None = None,
+    step: Step | None = None,
+    evaluate: Any = None,
+    metrics: Mapping[str, Metric] | None = None,
+    method: Method | str | None = None,
+    engine: Engine | str = "threads",
+    workers: int | Literal["auto"] = "auto",
+    intra_op_threads: int | None = None,
+    batch_size: int = 16,
+    bptt: int | None = None,
+    epochs: int | None = None,
+    max_samples: int | None = None,
+    max_seconds: float | None = None,
+    target: tuple[str, float] | None = None,
+    evaluate_every: int | None = None,
+    seed: int = 0,
+    precision: Literal["float32", "bf16"] = "float32",
+    channels_last: bool | Literal["auto"] = "auto",
+    monitors: Sequence[Monitor] = (),
+    run_dir: str | Path | None = None,
+) -> Result:
+    """Trains a model, asynchronously on all cores unless told otherwise.
+
+    Args:
+        model: any module with float32 parameters. Its weights are trained in place.
+        data: ``(inputs, targets)`` tensors, a ``Dataset``, a ``DataLoader``, an iterable of batches, or, with
+            ``bptt``, a 1-D int64 tensor of tokens.
+        loss: ``loss(prediction, target)``, a scalar tensor; for batches ``(inputs, targets)``.
+        step: ``step(module, batch) -> loss``, in place of ``loss``, for anything else (dictionaries, several
+            losses).
+        evaluate: data to measure on, or a function ``(module) -> {name: value}``. Training stands still
+            meanwhile. With a ``target``, a function is called once before the run, on a copy.
+        metrics: further ``{name: metric(prediction, target)}``, averaged over the evaluation's examples.
+            Loss, and accuracy where targets are integer classes, need not be named.
+        method: :func:`freewheel.hogwild` (the default), :func:`freewheel.synchronous`, or a name.
+        engine: "threads" or "serial", or an engine.
+        workers: how many; "auto" is one per core for asynchronous methods, and one with all cores for
+            synchronous.
+        intra_op_threads: PyTorch threads inside each worker's operations. The default is 1, or all cores for
+            the single worker that "auto" gives a synchronous method.
+        batch_size: examples in one worker's minibatch. Staleness costs less with small ones.
+        bptt: steps of truncated back-propagation through time; the module is called as ``module(inputs,
+            hidden)``.
+        epochs: passes over the data; 1 if no other end is given.
+        max_samples: examples after which to end.
+        max_seconds: seconds of training after which to end; evaluation does not count.
+        target: ``("accuracy", 0.9)``: end when it holds at two evaluations in a row.
+        evaluate_every: examples between evaluations; the default is an epoch.
+        seed: of the order of the data and of PyTorch's generator during the run, which is restored
+            afterwards. With one worker, runs with the same seed are equal bit for bit, dropout included.
+            Several threads race, and share PyTorch's generator.
+        precision: "bf16" computes the forward and backward pass in bfloat16 where the processor has it.
+        channels_last: memory format of images and convolutions; "auto" takes it for 2-D convolutions.
+        monitors: callables that get every event, such as ``print`` or :func:`freewheel.monitors.progress`.
+        run_dir: a folder to write configuration, events, weights (safetensors) and the report to.
+
+    Returns:
+        What came of it; ``result.report("report.html")`` shows it.
+
+    Raises:
+        ConfigurationError: an argument cannot be used.
+        DataError: the data is empty, not finite, or does not fit.
+        WorkerError: a worker raised an error; the original one is its cause.
+        TrainingError: training diverged.
+
+    Example:
+        >>> import torch, freewheel
+        >>> x = torch.randn(256, 8); y = (x.sum(1) > 0).long()
+        >>> result = freewheel.fit(torch.nn.Linear(8, 2), (x, y), loss=torch.nn.CrossEntropyLoss(),
+        ...                        evaluate=(x, y), workers=2, batch_size=16, epochs=20)
+        >>> result.metrics["accuracy"] > 0.9
+        True
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
+    chosen, runner = methods.by_name(method), engines.by_name(engine)
+    setup = _setup(model, chosen, workers, intra_op_threads, seed, channels_last)
+    task = _task(model, loss, step, chosen, metrics, precision, setup, bptt)
+    if epochs is max_samples is max_seconds is None:
+        epochs = 1
+    stop = Stop(epochs, max_samples, max_seconds, target)
+    check_module(model)
+    chosen.rule_for(setup.workers)
+    source = _source(data, batch_size, seed, bptt, setup, chosen, stop)
+    check_step(model, task, source)
+    evaluation = _evaluation(evaluate, model, task, evaluate_every, bptt, stop)
+    config = _describe(model, task, setup, precision)
+    job = Job(model, task, chosen, source, stop, setup, evaluation, config)
+    result = runner.run(job, _listening(run_dir, monitors))
+    if run_dir is not None:
+        from freewheel.rundir import finish
+
+        finish(Path(run_dir), result)
+    return result
+
+
+def _source(
+    data: Any, batch_size: int, seed: int, bptt: int | None, setup: Setup, method: Method, stop: Stop
+) -> Source:
+    # Groups to spare let a worker of an asynchronous method go on while others still hold theirs.
+    spare = 1 if method.rounds or setup.workers == 1 else 2
+    source = source_of(data, batch_size, seed, bptt=bptt, streams=spare * setup.workers)
+    if isinstance(source, Sequences) and source.streams < setup.workers:
+        raise ConfigurationError(
+            f"`data` has {source.streams} streams, fewer than the {setup.workers} `workers`; make it"
+            " with more"
+        )
+    if isinstance(data, Iterator) and (stop.epochs or 1) > 1:
+        raise ConfigurationError(
+            f"`data` is an iterator, which can be read only once, and `epochs` is {stop.epochs}; give an"
+            " object"
+            " that can be iterated again, such as a list, a Dataset or a DataLoader"
+        )
+    return source
+
+
+def _setup(
+    model: nn.Module,
+    method: Method,
+    workers: int | Literal["auto"],
+    intra_op_threads: int | None,
+    seed: int,
+    channels_last: bool | Literal["auto"],
+) -> Setup:
+    if workers != "auto" and (not isinstance(workers, int) or workers < 1):
+        raise ConfigurationError(
+            f"`workers` must be a whole number >= 1, or 'auto' for one per core, got {workers!r}"
+        )
+    threads = intra_op_threads
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise ConfigurationError(
+            f"`intra_op_threads` must be a whole number >= 1, got {threads!r}; leave it out"
+        )
+    if isinstance(workers, str):
+        count = 1 if method.rounds else max(1, cores() // (threads or 1))
+        threads = threads or (cores() if method.rounds else 1)
+    else:
+        count = workers
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ConfigurationError(f"`seed` must be a whole number from 0 to 2**32 - 1, got {seed!r}")
+    if channels_last not in (True, False, "auto"):
+        raise ConfigurationError(f"`channels_last` must be True, False or 'auto', got {channels_last!r}")
+    last = _wants_channels_last(model) if channels_last == "auto" else bool(channels_last)
+    return Setup(count, threads or 1, seed, last)
+
+
+def _wants_channels_last(model: nn.Module) -> bool:
+    """2-D convolutions run faster on channels_last tensors, on processors and on GPUs alike."""
+    return any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in model.modules())
+
+
+def _task(
+    model: nn.Module,
+    loss: Loss | None,
+    step: Step | None,
+    method: Method,
+    metrics: Mapping[str, Metric] | None,
+    precision: str,
+    setup: Setup,
+    bptt: int | None,
+) -> Supervised:
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return Supervised(
+        loss=loss,
+        step_function=step,
+        granularity=method.granularity,
+        recurrent=bptt is not None,
+        metrics=dict(metrics or {}),
+        autocast=_autocast(precision, device),
+        device=None if device.type == "cpu" else device,
+        channels_last=setup.channels_last,
+    )
+
+
+def _autocast(precision: str, device: torch.device) -> bool:
+    if precision == "float32":
+        return False
+    if precision != "bf16":
+        raise ConfigurationError(f"`precision` must be 'float32' or 'bf16', got {precision!r}")
+    supported = (
+        torch.cuda.is_bf16_supported()
+        if device.type == "cuda"
+        else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+    if not supported:
+        raise ConfigurationError(
+            f"`precision`='bf16': this {device.type} has no bfloat16 arithmetic; use precision='float32'"
+        )
+    return True
+
+
+def _evaluation(
+    evaluate: Any, model: nn.Module, task: Supervised, every: int | None, bptt: int | None, stop: Stop
+) -> Evaluation | None:
+    if evaluate is None:
+        if every is not None or stop.target is not None:
+            name = "target" if every is None else "evaluate_every"
+            raise ConfigurationError(f"`{name}` needs `evaluate`: data, or a function, to measure on")
+        return None
+    if callable(evaluate) and not hasattr(evaluate, "__len__"):
+        if stop.target is not None:
+            stop.check_metrics(check_function(model, evaluate))
+        return Evaluation(evaluate, every)
+    try:
+        source = _evaluation_source(evaluate, bptt)
+        stop.check_metrics(check_metrics(model, task, source))
+    except (ConfigurationError, DataError) as error:
+        raise type(error)(str(error).replace("`data`", "`evaluate`")) from error
+    return Evaluation(over_source(task, source), every)
+
+
+def _evaluation_source(evaluate: Any, bptt: int | None) -> Source:
+    if isinstance(evaluate, Iterator):
+        raise ConfigurationError(
+            "`evaluate` is an iterator, which can be read only once; give a list or a Dataset"
+        )
+    if bptt is None:
+        return source_of(evaluate, EVALUATION_BATCH, 0, shuffle=False)
+    size = len(evaluate) if hasattr(evaluate, "__len__") else 0
+    return source_of(evaluate, max(1, min(32, (size - 1) // (4 * bptt))), 0, bptt=bptt)
+
+
+def _describe(model: nn.Module, task: Supervised, setup: Setup, precision: str) -> dict[str, Any]:
+    import freewheel
+
+    return {
+        "model": type(model).__name__,
+        "granularity": task.granularity,
+        "intra_op_threads": setup.intra_op_threads,
+        "channels_last": setup.channels_last,
+        "precision": precision,
+        "cores": cores(),
+        "freewheel": freewheel.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _listening(run_dir: str | Path | None, monitors: Sequence[Monitor]) -> list[Monitor]:
+    if not isinstance(monitors, Sequence) or not all(map(callable, monitors)):
+        raise ConfigurationError(
+            f"`monitors` must be a list of functions that take an event, got {monitors!r}"
+        )
+    if run_dir is None:
+        return list(monitors)
+    from freewheel.rundir import begin
+
+    return [*monitors, begin(Path(run_dir))]

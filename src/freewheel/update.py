@@ -1,0 +1,43 @@
+"""An update: what one worker hands the server. Data only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+WHOLE: tuple[
+    int, ...
+] = ()  # stands for "every trainable entry", so that the common case needs no tuple of all
+
+
+@dataclass(slots=True)
+class Update:
+    """A gradient (or pseudo-gradient) of some entries of the flat vector.
+
+    The receiver owns the gradients and may change them in place.
+
+    Attributes:
+        gradients: one tensor per entry, of the weight's shape and strides; None where the batch did not use
+            it.
+        entries: indices of trainable entries of the layout, ascending; ``WHOLE`` means all of them, in order.
+        version: the server's version of the weights that the gradients were computed from.
+        worker: who computed it.
+        sequence: which of this worker's steps it belongs to, from 0.
+        samples: number of examples behind it; aggregation weights by it.
+        last: no further piece of this step follows (layer-wise steps push several).
+        incarnation: which life of the worker; a restarted worker has a higher one.
+        rejected: why the worker itself gives this step up ("non-finite loss"); empty for a good update.
+        buffers: the worker's floating-point buffers (BatchNorm statistics) after the step, or None.
+    """
+
+    gradients: list[Tensor | None]
+    entries: tuple[int, ...] = WHOLE
+    version: int = 0
+    worker: int = 0
+    sequence: int = 0
+    samples: int = 1
+    last: bool = True
+    incarnation: int = 0
+    rejected: str = ""
+    buffers: Tensor | None = field(default=None, repr=False)

@@ -44,8 +44,7 @@ def check_metrics(module: nn.Module, task: Task[Any], source: Source) -> set[str
     except Exception as error:
         raise ConfigurationError(
             f"`evaluate` failed on its first batch: {type(error).__name__}: {error}. The model, the loss"
-            " and the"
-            " metrics must accept what it gives"
+            " and the metrics must accept what it gives"
         ) from error
 
 

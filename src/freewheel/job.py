@@ -66,9 +66,8 @@ class Stop:
         if self.target is not None and self.target[0] not in names:
             given = ", ".join(sorted(names)) or "nothing"
             raise ConfigurationError(
-                f"`target` names {self.target[0]!r}, but the evaluation gives {given}; name one of"
-                " these, or add"
-                " yours to `metrics`"
+                f"`target` names {self.target[0]!r}, but the evaluation gives {given}; name one of these,"
+                " or add yours to `metrics`"
             )
 
     def is_reached(self, metrics: dict[str, float]) -> bool:

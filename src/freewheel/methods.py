@@ -50,9 +50,8 @@ class Method:
         rule = self.rule(workers)
         if self.granularity == "layer" and rule.scope == "update":
             raise ConfigurationError(
-                f"`rule` {rule.describe} needs the whole gradient, but granularity='layer' applies it"
-                " piece by"
-                " piece; use clip_value() in place of clip() or finite(), or granularity='model'"
+                f"`rule` {rule.describe} needs the whole gradient, but granularity='layer' applies it piece"
+                " by piece; use clip_value() in place of clip() or finite(), or granularity='model'"
             )
         return rule
 

@@ -163,8 +163,7 @@ def _check_memory(parameters: dict[str, nn.Parameter]) -> None:
         if owner != name and parameter.numel():
             raise ConfigurationError(
                 f"parameters {owner!r} and {name!r} share memory but are two objects; tie them by making"
-                " them one"
-                " Parameter: b.weight = a.weight"
+                " them one Parameter: b.weight = a.weight"
             )
 
 

@@ -28,13 +28,12 @@ def check_step(module: nn.Module, task: Supervised, source: Source) -> None:
         before = running_statistics(twin)
         loss = _loss(twin, task, source.first())
         _check_loss(loss)
-        _check_gradient(twin, loss)
+        _check_gradient(twin, loss, task.granularity)
     _check_buffers(twin, before)
     if not math.isfinite(loss.item()):
         raise DataError(
             f"the loss of the first batch is {loss.item()}; look for NaN or Inf in the inputs and for"
-            " labels out"
-            " of range"
+            " labels out of range"
         )
 
 
@@ -49,20 +48,37 @@ def _check_loss(loss: Any) -> None:
         )
 
 
-def _check_gradient(module: nn.Module, loss: Tensor) -> None:
+def _check_gradient(module: nn.Module, loss: Tensor, granularity: str) -> None:
     weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
     try:
-        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+        if granularity == "layer":
+            used = _backward_by_layers(weights, loss)
+        else:
+            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+            used = sum(gradient is not None for gradient in gradients)
     except Exception as error:
         raise ConfigurationError(
             f"the backward pass failed on the first batch: {type(error).__name__}: {error}"
         ) from error
-    if all(gradient is None for gradient in gradients):
+    if not used:
         raise ConfigurationError(
-            "the loss depends on no parameter of the module that it was given; `step(module, batch)`"
-            " must use its"
-            " argument `module`, each worker's own, and not a variable from outside"
+            "the loss depends on no parameter of the module that it was given; `step(module, batch)` must use"
+            " its argument `module`, each worker's own, and not a variable from outside"
         )
+
+
+def _backward_by_layers(weights: list[nn.Parameter], loss: Tensor) -> int:
+    """How many weights have a gradient; each is freed at once, as the run will do."""
+    used = []
+
+    def free(weight: Tensor) -> None:
+        weight.grad = None
+        used.append(True)
+
+    for weight in weights:
+        weight.register_post_accumulate_grad_hook(free)  # type: ignore[no-untyped-call]
+    loss.backward()  # type: ignore[no-untyped-call]
+    return len(used)
 
 
 def _check_buffers(module: nn.Module, before: list[tuple[str, Tensor]]) -> None:
@@ -94,9 +110,8 @@ def _loss(module: nn.Module, task: Supervised, batch: Any) -> Any:
         raise
     except Exception as error:
         raise ConfigurationError(
-            f"the first step failed, on a batch of {_shapes(batch)}: {type(error).__name__}: {error}."
-            " The model"
-            " and the loss must accept what `data` gives"
+            f"the first step failed, on a batch of {_shapes(batch)}: {type(error).__name__}: {error}. The"
+            " model and the loss must accept what `data` gives"
         ) from error
 
 

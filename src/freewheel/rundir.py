@@ -37,8 +37,8 @@ def begin(folder: Path) -> Monitor:
         record = recorder(folder / EVENTS)
     except ConfigurationError as error:
         raise ConfigurationError(
-            f"`run_dir` {folder} cannot be written to: {error.__cause__}; choose another folder or"
-            " change its mode"
+            f"`run_dir` {folder} cannot be written to: {error.__cause__}; choose another folder or change"
+            " its mode"
         ) from error
 
     def monitor(event: Event) -> None:

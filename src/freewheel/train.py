@@ -136,14 +136,13 @@ def _source(
     source = source_of(data, batch_size, seed, bptt=bptt, streams=spare * setup.workers)
     if isinstance(source, Sequences) and source.streams < setup.workers:
         raise ConfigurationError(
-            f"`data` has {source.streams} streams, fewer than the {setup.workers} `workers`; make it"
-            " with more"
+            f"`data` has {source.streams} streams, fewer than the {setup.workers} `workers`; make it with"
+            " more"
         )
     if isinstance(data, Iterator) and (stop.epochs or 1) > 1:
         raise ConfigurationError(
             f"`data` is an iterator, which can be read only once, and `epochs` is {stop.epochs}; give an"
-            " object"
-            " that can be iterated again, such as a list, a Dataset or a DataLoader"
+            " object that can be iterated again, such as a list, a Dataset or a DataLoader"
         )
     return source
 

@@ -172,14 +172,13 @@ def adam(
     torch._foreach_addcdiv_(weights, means, roots, [-lr / (1.0 - betas[0] ** count) for count in counts])
 
 
+_ONE = torch.ones(())
+
+
 def count(steps: Tensors) -> None:
     """Adds one to every step count."""
     if steps[0].is_cpu:
-        torch._foreach_add_(
-            steps, _ONE, alpha=1.0
-        )  # a plain 1 would be wrapped once per entry: twice the time
+        # A plain 1 would be wrapped into a tensor once per entry, which takes twice the time.
+        torch._foreach_add_(steps, _ONE, alpha=1.0)
     else:
         torch._foreach_add_(steps, 1.0)
-
-
-_ONE = torch.ones(())

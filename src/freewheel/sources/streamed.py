@@ -97,9 +97,8 @@ class Streamed(Source):
         self._iterator = None
         if not self._given:
             raise DataError(
-                "`data` gave no batch; an iterable must give at least one in every epoch (a generator"
-                " can be read"
-                " only once: give a list, a Dataset or a DataLoader)"
+                "`data` gave no batch; an iterable must give at least one in every epoch (a generator can"
+                " be read only once: give a list, a Dataset or a DataLoader)"
             )
         if self.batches is not None and self._given >= self.batches:
             return self._read_one()

@@ -58,9 +58,8 @@ class Supervised:
     def __post_init__(self) -> None:
         if (self.loss is None) == (self.step_function is None):
             raise ConfigurationError(
-                "give exactly one of `loss`, such as torch.nn.CrossEntropyLoss(), and `step(module,"
-                " batch) -> loss`,"
-                f" got {'neither' if self.loss is None else 'both'}"
+                "give exactly one of `loss`, such as torch.nn.CrossEntropyLoss(), and `step(module, batch)"
+                f" -> loss`, got {'neither' if self.loss is None else 'both'}"
             )
         self._check_callables()
         if self.recurrent and self.loss is None:

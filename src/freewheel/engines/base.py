@@ -22,6 +22,7 @@ from freewheel.engines.plan import Done, Segment
 from freewheel.errors import TrainingError
 from freewheel.events import Dropped, Evaluated, Event, Monitor, RunFinished, RunStarted, Steps, Tick, emit
 from freewheel.job import Job, Result, Worker
+from freewheel.machine import keep_large_blocks
 from freewheel.params import Parameters
 from freewheel.server import Receipt, Server
 from freewheel.sources import Lease
@@ -68,6 +69,7 @@ class Session:
     """
 
     def __init__(self, job: Job, monitors: Sequence[Monitor], engine: str) -> None:
+        keep_large_blocks()
         self.job = job
         self.monitors = monitors
         self.engine = engine

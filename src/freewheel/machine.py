@@ -18,8 +18,8 @@ def keep_large_blocks() -> bool:
     """Tells the C allocator to keep large freed blocks instead of giving them back to the system.
 
     PyTorch allocates activations and gradients anew in every step. By default glibc maps large blocks freshly
-    each time, and every first touch of a page is a fault: a fifth of a small convolutional network's step. Memory
-    that training has used then stays with the process until it ends. The setting is the whole process's.
+    each time, and every first touch of a page is a fault: a fifth of a small convolutional network's step.
+    Memory that training has used then stays with the process until it ends. The setting is the process's.
 
     Returns:
         Whether it could be done: on Linux with glibc.

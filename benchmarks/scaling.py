@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
     environment = harness.environment()
     reporting.warn_if_busy(environment)
     shared = {
-        "seconds": 0.3 if options.quick else 4.0,
+        "seconds": 0.3 if options.quick else 3.0,
         "warmup_seconds": 0.1 if options.quick else 1.5,
         "data": harness.data_at_hand()["data"],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -102,7 +103,7 @@ def test_every_option_reaches_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {name: given[name] for name in wanted} == wanted
     assert given["method"].name == "synchronous"
     assert given["method"].granularity == "layer"
-    assert given["method"].rule_for(1).describe.startswith("sgd(lr=0.5, momentum=0.25")
+    assert given["method"].rule_for(1).describe.startswith("sgd(lr=annealed(lr=0.5), momentum=0.25")
 
 
 @pytest.mark.parametrize(
@@ -237,6 +238,18 @@ def test_report_of_several_runs_is_a_comparison(folder: Path) -> None:
     said = run("report", "a", "b", "-o", "both.html")
     assert "2.00 times as fast" in said
     assert (folder / "both.html").is_file()
+
+
+def test_report_of_a_comparison_judges_by_its_baseline(folder: Path) -> None:
+    names = ["hogwild", "synchronous", "synchronous large"]
+    for name in names:
+        write_run(folder / "kept" / name, record(name))
+    index = {"runs": [{"folder": name, "label": name} for name in names], "baseline": names[2]}
+    (folder / "kept" / "comparison.json").write_text(json.dumps(index))
+    said = run("report", "kept")
+    assert f"as fast as {names[2]} in" in said
+    page = (folder / "kept" / "report.html").read_text(encoding="utf-8")
+    assert said.splitlines()[0].split(" (")[0] in page
 
 
 def test_repeats_share_a_label_and_unlike_runs_do_not(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import stat
@@ -84,7 +85,8 @@ def fake(private: Path, monkeypatch: pytest.MonkeyPatch) -> Ran:
         assert stat.S_IMODE(payload.parent.stat().st_mode) == 0o700
         ran.append((entry, out))
         out.mkdir(parents=True)
-        events = record(entry.label, entry.seed, rate=200 if entry.label == "hogwild" else 100)
+        method = entry.label if entry.label == "hogwild" else "synchronous"
+        events = record(method, entry.seed, rate={"hogwild": 200, "fast": 150}.get(entry.label, 100))
         (out / "events.jsonl").write_text("".join(to_json(event) + "\n" for event in events))
         for event in events:
             listen(event)
@@ -139,15 +141,17 @@ def test_a_kept_comparison_can_be_read_again(fake: Ran, tmp_path: Path) -> None:
     comparison = compare(run_dir=tmp_path / "kept")
     again = recorded(tmp_path / "kept")
     assert again is not None
-    assert [(run.label, run.started.seed) for run in again] == [
+    assert [(run.label, run.started.seed) for run in again.runs] == [
         (run.label, run.started.seed) for run in comparison.runs
     ]
+    assert again.verdict == comparison.verdict
     assert (tmp_path / "kept" / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html")
     assert recorded(tmp_path) is None
 
 
-def test_a_damaged_index_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / INDEX).write_text("{")
+@pytest.mark.parametrize("text", ["{", "[]", '{"runs": []}', '{"runs": [3]}', '{"runs": [], "baseline": 3}'])
+def test_a_damaged_index_is_an_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / INDEX).write_text(text)
     with pytest.raises(freewheel.DataError, match="damaged"):
         recorded(tmp_path)
 
@@ -208,6 +212,69 @@ def test_the_baseline_is_the_one_that_was_named(fake: Ran) -> None:
     assert (
         "as fast as synchronous, 2 " in compare(contestants=contestants, baseline="synchronous, 2").verdict[0]
     )
+
+
+def test_a_kept_comparison_has_the_verdict_of_its_baseline_everywhere(fake: Ran, tmp_path: Path) -> None:
+    def judged(baseline: str | None) -> list[str]:
+        folder = tmp_path / f"baseline {baseline}"
+        comparison = compare(contestants=CONTESTANTS, baseline=baseline, run_dir=folder)
+        page = html.unescape((folder / "report.html").read_text(encoding="utf-8"))
+        assert comparison.verdict[0] in page
+        again = recorded(folder)
+        assert again is not None
+        assert again.baseline == baseline
+        assert again.verdict == comparison.verdict
+        return comparison.verdict
+
+    assert "as fast as slow " in judged("slow")[0]
+    assert "as fast as fast " in judged(None)[0]
+
+
+CONTESTANTS = {"hogwild": "hogwild", "slow": "synchronous", "fast": "synchronous"}
+
+
+@pytest.mark.parametrize("kind", [TrainingError, freewheel.DataError])
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_run_that_fails_loses_no_run_that_had_finished(
+    fake: Ran,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    keep: bool,
+    kind: type[freewheel.FreewheelError],
+) -> None:
+    run = fresh_process.run
+
+    def fails(entry: Entry, *rest: Any) -> None:
+        if len(fake) == 3:
+            raise kind("the fourth run is cursed")
+        run(entry, *rest)
+
+    monkeypatch.setattr(fresh_process, "run", fails)
+    kept = tmp_path / "kept" if keep else None
+    with pytest.raises(kind, match="the fourth run is cursed") as caught:
+        compare(run_dir=kept, baseline="synchronous")
+    comparison = caught.value.comparison
+    assert comparison is not None
+    assert comparison.interrupted
+    assert comparison.baseline == "synchronous"
+    finished = [(run.label, run.started.seed) for run in comparison.runs]
+    assert finished == [("hogwild", 3), ("synchronous", 3), ("synchronous", 4)]
+    assert "hogwild with seed 3, synchronous with seed 3, synchronous with seed 4;" in str(caught.value)
+    assert (f"kept in {kept}" in str(caught.value)) is keep
+    if kept is not None:
+        again = recorded(kept)
+        assert again is not None
+        assert len(again.runs) == 3
+
+
+def test_a_first_run_that_fails_has_nothing_to_keep(private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: Any) -> None:
+        raise TrainingError("cursed")
+
+    monkeypatch.setattr(fresh_process, "run", fails)
+    with pytest.raises(TrainingError, match=r"^cursed$") as caught:
+        compare()
+    assert caught.value.comparison is None
 
 
 # --- what is refused, before any process is started ---

@@ -15,7 +15,6 @@ import freewheel
 from freewheel.errors import ConfigurationError, DataError
 from freewheel.evaluation import check_function, check_metrics, over_source
 from freewheel.inputs import source_of
-from freewheel.job import smaller_is_better
 from freewheel.sources import Streamed
 from freewheel.tasks import Supervised
 
@@ -99,7 +98,7 @@ def test_checks_say_what_is_wrong() -> None:
         check_metrics(nn.Linear(9, 3), Supervised(nn.CrossEntropyLoss()), source_of(rows(), 5, 0))
     with pytest.raises(ConfigurationError, match="`evaluate` failed: ZeroDivisionError"):
         check_function(nn.Linear(4, 3), lambda module: {"a": 1 / 0})
-    with pytest.raises(ConfigurationError, match=r"`evaluate` must return \{name: value\}, got 0.5"):
+    with pytest.raises(ConfigurationError, match=r"`evaluate` must return \{name: number\}.*got 0.5"):
         check_function(nn.Linear(4, 3), lambda module: 0.5)  # type: ignore[arg-type, return-value]
 
 
@@ -146,11 +145,3 @@ def test_max_samples_is_rounded_up_to_whole_minibatches(kind: str, max_samples: 
         total += min(size, ROWS - total % ROWS)
     assert result.samples == total
     assert result.reason == "max_samples"
-
-
-@pytest.mark.parametrize(
-    ("metric", "smaller"),
-    [("loss", True), ("error_rate", True), ("perplexity", True), ("accuracy", False), ("f1", False)],
-)
-def test_whether_smaller_is_better_is_told_by_the_name(metric: str, smaller: bool) -> None:
-    assert smaller_is_better(metric) is smaller

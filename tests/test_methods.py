@@ -60,6 +60,15 @@ def test_a_rule_of_ones_own_takes_the_place_of_sgd(make: Any) -> None:
 
 
 @pytest.mark.parametrize("make", [hogwild, synchronous])
+@pytest.mark.parametrize(
+    "settings", [{"lr": 0.1}, {"momentum": 0.0}, {"weight_decay": 0.1}, {"nesterov": True}]
+)
+def test_a_rule_beside_settings_of_sgd_is_refused(make: Any, settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="takes the place of"):
+        make(rule=sgd(0.1), **settings)
+
+
+@pytest.mark.parametrize("make", [hogwild, synchronous])
 @pytest.mark.parametrize("guard", [clip(1.0), finite()], ids=lambda rule: rule.describe)
 def test_layers_refuse_rules_that_need_the_whole(make: Any, guard: Any) -> None:
     method = make(rule=chain(guard, sgd(0.1)), granularity="layer")

@@ -269,7 +269,7 @@ def test_tensors_of_any_number() -> None:
         (torch.tensor(1.0), 1),
         ((torch.zeros(3), torch.zeros(3)), 3),
         ({"x": torch.zeros(5, 1), "y": torch.zeros(5)}, 5),
-        ({"text": ["a", "b"], "y": torch.zeros(2)}, 1),
+        ({"text": ["a", "b"], "y": torch.zeros(2)}, 2),
         ([{"x": torch.zeros(6)}, torch.zeros(6)], 6),
         ("nothing", 1),
     ],

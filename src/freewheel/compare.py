@@ -14,7 +14,7 @@ from torch import nn
 
 from freewheel import engines, fresh_process, methods
 from freewheel.comparison import Comparison
-from freewheel.errors import ConfigurationError, DataError
+from freewheel.errors import ConfigurationError, DataError, FreewheelError
 from freewheel.fresh_process import Entry
 from freewheel.methods import Method
 from freewheel.train import fit
@@ -64,7 +64,8 @@ def compare(
             (``method``, ``engine``, ``workers``, ``intra_op_threads``, ``batch_size``, ``precision``,
             ``channels_last``); or a list of methods.
         seeds: one run of every contestant for each.
-        baseline: the label of the synchronous contestant to judge by; the fastest one if left out.
+        baseline: the label of the synchronous contestant to judge by; the fastest one if left out, to the
+            target where all its runs reached it, else in samples per second.
         progress: show how it stands.
         run_dir: a folder to keep every run's configuration, events and weights, and the report.
         **fit_arguments: of :func:`freewheel.fit`, the same for all.
@@ -77,6 +78,9 @@ def compare(
         DataError: the data does not fit.
         TrainingError: a run failed; the message has the traceback. A run that diverges is not a failure: it
             counts as one that did not come to its end.
+
+            Whatever the error, its attribute ``comparison`` has the runs that had come to their end before
+            it, or is None if there were none; with ``run_dir`` they are kept there, too.
         KeyboardInterrupt: Ctrl-C before any run had come to its end.
 
     Example:
@@ -103,9 +107,9 @@ def compare(
         folder = Path(private) / "runs" if run_dir is None else Path(run_dir)
         fresh_process.pack(Path(private) / PAYLOAD, payload)
         entries = interleaved(list(table), chosen)
-        runs, interrupted = _run_all(entries, Path(private) / PAYLOAD, folder, run_dir is not None, progress)
-    comparison = Comparison(tuple(runs), baseline, interrupted)
-    if run_dir is not None:
+        keep = run_dir is not None
+        comparison = _run_all(entries, Path(private) / PAYLOAD, folder, keep, progress, baseline)
+    if keep:
         comparison.report(folder / "report.html")
     return comparison
 
@@ -123,8 +127,8 @@ def interleaved(labels: Sequence[str], seeds: Sequence[int]) -> list[Entry]:
     return order
 
 
-def recorded(folder: Path) -> list[Run] | None:
-    """The runs of a comparison that was kept with ``run_dir``; None if the folder holds none.
+def recorded(folder: Path) -> Comparison | None:
+    """A comparison that was kept with ``run_dir``; None if the folder holds none.
 
     Raises:
         DataError: the record is damaged.
@@ -135,16 +139,19 @@ def recorded(folder: Path) -> list[Run] | None:
     if not index.is_file():
         return None
     try:
-        entries = json.loads(index.read_text(encoding="utf-8"))["runs"]
-        places = [(folder / entry["folder"], str(entry["label"])) for entry in entries]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        read = json.loads(index.read_text(encoding="utf-8"))
+        baseline = read.get("baseline")
+        places = [(folder / entry["folder"], str(entry["label"])) for entry in read["runs"]]
+        if not places or not isinstance(baseline, str | None):
+            raise ValueError("it lists no runs, or its baseline is no label")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{index} is damaged: {error}; give the folders of the single runs") from error
-    return [Run.from_directory(place, label) for place, label in places]
+    return Comparison(tuple(Run.from_directory(place, label) for place, label in places), baseline)
 
 
 def _run_all(
-    entries: Sequence[Entry], payload: Path, folder: Path, keep: bool, progress: bool
-) -> tuple[list[Run], bool]:
+    entries: Sequence[Entry], payload: Path, folder: Path, keep: bool, progress: bool, baseline: str | None
+) -> Comparison:
     from freewheel.report import Run
     from freewheel.scoreboard import scoreboard, silence
 
@@ -158,14 +165,27 @@ def _run_all(
                 runs.append(Run.from_directory(out, entry.label))
                 names.append({"folder": out.name, "label": entry.label, "seed": entry.seed})
                 if keep:
-                    (folder / INDEX).write_text(
-                        json.dumps({"runs": names}, indent=2) + "\n", encoding="utf-8"
-                    )
+                    index = json.dumps({"runs": names, "baseline": baseline}, indent=2)
+                    (folder / INDEX).write_text(index + "\n", encoding="utf-8")
     except KeyboardInterrupt:
         if not runs:
             raise
-        return runs, True
-    return runs, False
+        return Comparison(tuple(runs), baseline, True)
+    except FreewheelError as error:
+        if runs:
+            error.comparison = Comparison(tuple(runs), baseline, True)
+            error.args = (f"{error}\n{_finished(names, folder if keep else None)}",)
+        raise
+    return Comparison(tuple(runs), baseline)
+
+
+def _finished(names: Sequence[Mapping[str, Any]], kept: Path | None) -> str:
+    """What a run that failed has not spoilt."""
+    which = ", ".join(f"{name['label']} with seed {name['seed']}" for name in names)
+    where = "in the error's attribute `comparison`"
+    if kept is not None:
+        where = f"kept in {kept}, where `freewheel report` finds them, and {where}"
+    return f"These runs had finished before it: {which}; they are {where}."
 
 
 def _folders(entries: Sequence[Entry], folder: Path) -> list[Path]:

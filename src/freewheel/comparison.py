@@ -62,7 +62,8 @@ class Comparison:
     Attributes:
         runs: one for each contestant and seed, in the order in which they ran.
         baseline: label of the contestant that the others are judged by; None is the fastest synchronous one.
-        interrupted: it was ended early by Ctrl-C; ``runs`` are those that had come to their end.
+        interrupted: it ended early, by Ctrl-C or because a run failed; ``runs`` are those that had come to
+            their end.
     """
 
     runs: tuple[Run, ...] = field(repr=False)
@@ -78,10 +79,7 @@ class Comparison:
         """Which won and by how much, or that asynchrony did not pay; the first sentence is the headline."""
         from freewheel.report import verdict
 
-        summaries = self._summaries()
-        if self.baseline is not None:
-            summaries = [one for one in summaries if one.label == self.baseline or not one.synchronous]
-        return verdict(summaries)
+        return verdict(self._summaries(), self.baseline)
 
     def table(self) -> Table:
         """The summary as a table for ``rich``: medians, below them the range over the repeats."""
@@ -114,7 +112,7 @@ class Comparison:
         """
         from freewheel.report import write
 
-        return write(self.runs, path, png=png)
+        return write(self.runs, path, png=png, baseline=self.baseline)
 
     def __str__(self) -> str:
         """The table and the verdict."""

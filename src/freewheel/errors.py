@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from freewheel.comparison import Comparison
+
 
 class FreewheelError(Exception):
-    """Every error that freewheel raises on purpose is one of these."""
+    """Every error that freewheel raises on purpose is one of these.
+
+    Attributes:
+        comparison: of the runs that had come to their end, where a later run of ``compare()`` failed.
+    """
+
+    comparison: Comparison | None = None
 
 
 class ConfigurationError(FreewheelError, ValueError):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from freewheel.errors import ConfigurationError, DataError
-from freewheel.sources import Batch, Lease, Source
+from freewheel.sources import Lease, Source
 from freewheel.tasks import Task
 
 
@@ -59,9 +59,21 @@ def check_function(module: nn.Module, measure: Callable[[nn.Module], dict[str, f
             metrics = measure(copy.deepcopy(module).eval())
         except Exception as error:
             raise ConfigurationError(f"`evaluate` failed: {type(error).__name__}: {error}") from error
-    if not isinstance(metrics, dict):
-        raise ConfigurationError(f"`evaluate` must return {{name: value}}, got {metrics!r}")
-    return set(metrics)
+    return set(numbers(metrics))
+
+
+def numbers(metrics: Any) -> dict[str, float]:
+    """What a user's evaluation returned, as plain numbers; tensors and NumPy scalars are fine.
+
+    Raises:
+        ConfigurationError: it is no dictionary of numbers.
+    """
+    try:
+        return {str(name): float(value) for name, value in metrics.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"`evaluate` must return {{name: number}}, such as {{'accuracy': 0.9}}, got {metrics!r}"
+        ) from error
 
 
 def _epoch(source: Source) -> Iterable[Lease]:
@@ -86,6 +98,3 @@ def _mean(task: Task[Any], module: nn.Module, leases: Iterable[Lease]) -> dict[s
         raise DataError("`evaluate` gave no examples")
     metrics = {name: total / count for name, total in totals.items()}
     return {name: value if math.isfinite(value) else math.nan for name, value in metrics.items()}
-
-
-__all__ = ["Batch", "over_source"]

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from freewheel.metrics import Target
+
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
@@ -25,7 +27,7 @@ class RunStarted:
     planned_samples: int | None  # None: until max_seconds or the target
     max_seconds: float | None
     trainable: int  # number of trainable weights
-    target: tuple[str, float] | None
+    target: Target | None
     config: dict[str, Any] = field(default_factory=dict)  # JSON values: settings, versions, machine
 
 

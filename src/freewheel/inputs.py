@@ -50,7 +50,7 @@ def source_of(
     check_batch_size(batch_size)
     if bptt is not None:
         return Sequences(_tokens(data), bptt, batch_size, streams)
-    if isinstance(data, TensorDataset):
+    if type(data) is TensorDataset:  # a subclass may have a __getitem__ of its own
         return _tensor_source(data.tensors, batch_size, seed, shuffle)
     if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(item, Tensor) for item in data):
         return _tensor_source(tuple(data), batch_size, seed, shuffle)

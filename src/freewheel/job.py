@@ -13,6 +13,7 @@ from torch import nn
 from freewheel.errors import ConfigurationError
 from freewheel.events import Evaluated, Event
 from freewheel.methods import Method
+from freewheel.metrics import Target, smaller_is_better
 from freewheel.sources import Source
 from freewheel.tasks import Task
 
@@ -26,13 +27,14 @@ class Stop:
         max_samples: examples; rounded up to whole minibatches.
         max_seconds: of training; evaluation does not count.
         target: ``("accuracy", 0.9)``: reached when the metric is at least as good at two evaluations in a
-            row. A metric whose name holds "loss" or "error" or "perplexity" is better when smaller.
+            row. Names of costs (loss, error, perplexity, mse and so on) are better when smaller, others when
+            larger; ``("latency", 0.1, "min")`` or ``"max"`` says it where the name does not.
     """
 
     epochs: int | None = None
     max_samples: int | None = None
     max_seconds: float | None = None
-    target: tuple[str, float] | None = None
+    target: Target | None = None
 
     def __post_init__(self) -> None:
         for name, kind in (("epochs", int), ("max_samples", int), ("max_seconds", int | float)):
@@ -52,8 +54,11 @@ class Stop:
         match self.target:
             case (str(), int() | float() as goal) if math.isfinite(goal):
                 return
+            case (str(), int() | float() as goal, "min" | "max") if math.isfinite(goal):
+                return
         raise ConfigurationError(
-            f"`target` must be a metric and a number, ('accuracy', 0.9), got {self.target!r}"
+            "`target` must be a metric and a number, ('accuracy', 0.9), and may end in 'min' or 'max', got"
+            f" {self.target!r}"
         )
 
     def check_metrics(self, names: Iterable[str]) -> None:
@@ -75,13 +80,9 @@ class Stop:
         if self.target is None:
             return False
         self.check_metrics(metrics)
-        name, goal = self.target
-        return metrics[name] <= goal if smaller_is_better(name) else metrics[name] >= goal
-
-
-def smaller_is_better(metric: str) -> bool:
-    """Whether a metric of this name is a cost."""
-    return any(word in metric for word in ("loss", "error", "perplexity", "nll", "mse", "mae"))
+        name, goal = self.target[:2]
+        small = smaller_is_better(name, self.target)
+        return metrics[name] <= goal if small else metrics[name] >= goal
 
 
 @dataclass(frozen=True)

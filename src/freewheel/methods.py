@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from freewheel.errors import ConfigurationError
 from freewheel.gates import Gate, barrier, free
 from freewheel.rules import Rule, sgd
 from freewheel.schedules import Rate, annealed
-
-Granularity = Literal["model", "layer"]
+from freewheel.update import Granularity
 
 DEFAULT_LR = 0.02
 DEFAULT_MOMENTUM = 0.9
@@ -58,10 +57,10 @@ class Method:
 
 def synchronous(
     lr: Rate | None = None,
-    momentum: float = DEFAULT_MOMENTUM,
-    weight_decay: float = 0.0,
+    momentum: float | None = None,
+    weight_decay: float | None = None,
     *,
-    nesterov: bool = False,
+    nesterov: bool | None = None,
     rule: Rule | None = None,
     granularity: Granularity = "model",
 ) -> Method:
@@ -73,17 +72,23 @@ def synchronous(
     Args:
         lr: learning rate, or a schedule of the samples seen. None is 0.02, annealed over the planned samples
             (:func:`freewheel.schedules.annealed`).
-        momentum: heavy-ball momentum in [0, 1).
-        weight_decay: L2 penalty.
-        nesterov: Nesterov momentum.
+        momentum: heavy-ball momentum in [0, 1); None is 0.9.
+        weight_decay: L2 penalty; None is 0.
+        nesterov: Nesterov momentum; None is False.
         rule: what the server does with the mean gradient, in place of SGD with the above.
         granularity: "model" or "layer".
+
+    Raises:
+        ConfigurationError: an argument out of its range, or `rule` beside the settings of SGD.
 
     Example:
         >>> synchronous(lr=0.1).gate.describe
         'barrier()'
     """
-    chosen = _checked(rule) if rule is not None else sgd(_rate(lr), momentum, nesterov, weight_decay)
+    chosen = _own(rule, lr, momentum, weight_decay, nesterov)
+    if chosen is None:
+        heavy = DEFAULT_MOMENTUM if momentum is None else momentum
+        chosen = sgd(_rate(lr), heavy, bool(nesterov), weight_decay or 0.0)
     return Method(
         "synchronous", barrier(), True, lambda workers: chosen, _granularity(granularity), _settings(chosen)
     )
@@ -92,7 +97,7 @@ def synchronous(
 def hogwild(
     lr: Rate | None = None,
     momentum: float | None = None,
-    weight_decay: float = 0.0,
+    weight_decay: float | None = None,
     *,
     nesterov: bool | None = None,
     rule: Rule | None = None,
@@ -108,11 +113,14 @@ def hogwild(
             (:func:`freewheel.schedules.annealed`).
         momentum: explicit momentum in [0, 1). None chooses it from the number of workers, see
             :func:`asynchronous_momentum`: one worker gets the synchronous default.
-        weight_decay: L2 penalty.
+        weight_decay: L2 penalty; None is 0.
         nesterov: Nesterov momentum, which bears staleness better. None takes it with several workers.
         rule: what the server does with an update, in place of SGD with the above.
         granularity: "model", or "layer": each parameter is updated in the backward pass, the moment its
             gradient exists.
+
+    Raises:
+        ConfigurationError: an argument out of its range, or `rule` beside the settings of SGD.
 
     References:
         Recht, Re, Wright, Niu 2011, arXiv:1106.5730. Momentum: Mitliagkas et al. 2016, arXiv:1605.09774.
@@ -121,13 +129,14 @@ def hogwild(
         >>> hogwild(lr=0.1, momentum=0.5).rule_for(2).describe
         'sgd(lr=0.1, momentum=0.5, nesterov=True)'
     """
+    own = _own(rule, lr, momentum, weight_decay, nesterov)
 
     def choose(workers: int) -> Rule:
-        if rule is not None:
-            return _checked(rule)
+        if own is not None:
+            return own
         chosen = asynchronous_momentum(DEFAULT_MOMENTUM, workers) if momentum is None else momentum
         ahead = workers > 1 and chosen > 0 if nesterov is None else nesterov
-        return sgd(_rate(lr), chosen, ahead, weight_decay)
+        return sgd(_rate(lr), chosen, ahead, weight_decay or 0.0)
 
     return Method("hogwild", free(), False, choose, _granularity(granularity), _settings(choose(2)))
 
@@ -178,6 +187,16 @@ def _checked(rule: Rule) -> Rule:
     if not isinstance(rule, Rule):
         raise ConfigurationError(f"`rule` must be a Rule, such as freewheel.rules.adam(1e-3), got {rule!r}")
     return rule
+
+
+def _own(rule: Rule | None, *settings: object) -> Rule | None:
+    """The user's rule, if there is one; settings of SGD beside it would be ignored silently."""
+    if rule is not None and any(setting is not None for setting in settings):
+        raise ConfigurationError(
+            "`rule` takes the place of `lr`, `momentum`, `weight_decay` and `nesterov`; give them to the"
+            " rule: rule=sgd(lr, momentum)"
+        )
+    return None if rule is None else _checked(rule)
 
 
 def _rate(lr: Rate | None) -> Rate:

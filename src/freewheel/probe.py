@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -23,18 +25,36 @@ def check_step(module: nn.Module, task: Supervised, source: Source) -> None:
         ConfigurationError: the model does not fit the data, or the loss is no scalar that depends on the
             weights.
     """
-    with torch.random.fork_rng(devices=[]):
-        twin = _copy(module)
-        before = running_statistics(twin)
-        loss = _loss(twin, task, source.first())
+    with _generators_kept(module):
+        twin = _copy(module, task.channels_last)
+        before = [*running_statistics(twin), *twin.named_parameters()]
+        places = [tensor.data_ptr() for _, tensor in before]
+        loss = _loss(twin, task, _batch(source.first))
         _check_loss(loss)
+        _check_places(twin, before, places)
         _check_gradient(twin, loss, task.granularity)
-    _check_buffers(twin, before)
+        short = _batch(source.short)
+        if short is not None:
+            _loss(twin, task, short, "short batch at the end of an epoch")
     if not math.isfinite(loss.item()):
         raise DataError(
-            f"the loss of the first batch is {loss.item()}; look for NaN or Inf in the inputs and for"
-            " labels out of range"
+            f"the loss of the first batch is {loss.item()}; look for NaN or Inf in the inputs and for labels"
+            " out of range"
         )
+
+
+def _generators_kept(module: nn.Module) -> AbstractContextManager[None]:
+    device = next(module.parameters()).device
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+def _batch(give: Callable[[], Any]) -> Any:
+    try:
+        return give()
+    except FreewheelError:
+        raise
+    except Exception as error:
+        raise DataError(f"`data` failed to give a batch: {type(error).__name__}: {error}") from error
 
 
 def _check_loss(loss: Any) -> None:
@@ -81,28 +101,30 @@ def _backward_by_layers(weights: list[nn.Parameter], loss: Tensor) -> int:
     return len(used)
 
 
-def _check_buffers(module: nn.Module, before: list[tuple[str, Tensor]]) -> None:
-    """Running statistics are views of a shared vector: a new tensor in their place would be lost."""
-    after = dict(module.named_buffers())
-    for name, buffer in before:
-        if after.get(name) is not buffer:
+def _check_places(module: nn.Module, before: list[tuple[str, Tensor]], places: list[int]) -> None:
+    """Weights and statistics are views of shared vectors: a new tensor in their place would be lost."""
+    after = {**dict(module.named_buffers()), **dict(module.named_parameters())}
+    for (name, tensor), place in zip(before, places, strict=True):
+        if after.get(name) is not tensor or tensor.data_ptr() != place:
             raise ConfigurationError(
-                f"the forward pass puts a new tensor in the place of buffer {name!r}; change it in place:"
-                f" self.{name.rpartition('.')[2]}.copy_(...)"
+                f"the forward pass puts a new tensor in the place of {name!r}; change it in place:"
+                f" self.{name.rpartition('.')[2]}.copy_(...), and do not call flatten_parameters() in it"
             )
 
 
-def _copy(module: nn.Module) -> nn.Module:
+def _copy(module: nn.Module, channels_last: bool) -> nn.Module:
     try:
         twin = copy.deepcopy(module)
     except Exception as error:
         raise ConfigurationError(
             f"`model` ({type(module).__name__}) cannot be copied for the workers: {error}"
         ) from error
+    if channels_last:
+        twin = twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return twin if module.training else twin.train()
 
 
-def _loss(module: nn.Module, task: Supervised, batch: Any) -> Any:
+def _loss(module: nn.Module, task: Supervised, batch: Any, which: str = "first step") -> Any:
     lease = Lease(0, batch, 0, carry=Carry() if task.recurrent else None)
     try:
         return task.loss_of(module, lease)
@@ -110,7 +132,7 @@ def _loss(module: nn.Module, task: Supervised, batch: Any) -> Any:
         raise
     except Exception as error:
         raise ConfigurationError(
-            f"the first step failed, on a batch of {_shapes(batch)}: {type(error).__name__}: {error}. The"
+            f"the {which} failed, on a batch of {_shapes(batch)}: {type(error).__name__}: {error}. The"
             " model and the loss must accept what `data` gives"
         ) from error
 

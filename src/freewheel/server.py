@@ -174,7 +174,9 @@ class Server:
     def dropped(self) -> list[Counter[str]]:
         """Dropped steps by reason, for every worker."""
         passed = ("applied", "absorbed", "duplicate")
-        return [Counter({k: n for k, n in slot.counts.items() if k not in passed}) for slot in self._slots]
+        return [
+            Counter({k: n for k, n in dict(slot.counts).items() if k not in passed}) for slot in self._slots
+        ]
 
     def _is_duplicate(self, update: Update, slot: Slot) -> bool:
         if update.incarnation > slot.incarnation:  # a new life counts its steps from 0 again
@@ -241,7 +243,7 @@ class Server:
         if status == "applied" and not all(update.rejected for update in closed):
             self._slots[closed[0].worker].versions += 1
         buffers = [update.buffers for update in closed if update.buffers is not None and not update.rejected]
-        if buffers:
+        if buffers and status == "applied":
             self.parameters.statistics.copy_(torch.stack(buffers).mean(0) if len(buffers) > 1 else buffers[0])
 
     def _blend(self, buffers: Tensor) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +21,7 @@ from freewheel.inputs import source_of
 from freewheel.job import Evaluation, Job, Result, Setup, Stop
 from freewheel.machine import cores
 from freewheel.methods import Method
+from freewheel.metrics import Target
 from freewheel.params import check_module
 from freewheel.probe import check_step
 from freewheel.sources import Sequences, Source
@@ -45,7 +48,7 @@ def fit(
     epochs: int | None = None,
     max_samples: int | None = None,
     max_seconds: float | None = None,
-    target: tuple[str, float] | None = None,
+    target: Target | None = None,
     evaluate_every: int | None = None,
     seed: int = 0,
     precision: Literal["float32", "bf16"] = "float32",
@@ -58,12 +61,15 @@ def fit(
     Args:
         model: any module with float32 parameters. Its weights are trained in place.
         data: ``(inputs, targets)`` tensors, a ``Dataset``, a ``DataLoader``, an iterable of batches, or, with
-            ``bptt``, a 1-D int64 tensor of tokens.
+            ``bptt``, a 1-D int64 tensor of tokens. The workers' threads read a map-style data set at the same
+            time; one that cannot bear that (one file handle for all) goes into a ``DataLoader`` with
+            ``num_workers=1`` or more. A list holds examples; ``DataLoader(batches, batch_size=None)`` takes
+            one of batches.
         loss: ``loss(prediction, target)``, a scalar tensor; for batches ``(inputs, targets)``.
         step: ``step(module, batch) -> loss``, in place of ``loss``, for anything else (dictionaries, several
             losses).
         evaluate: data to measure on, or a function ``(module) -> {name: value}``. Training stands still
-            meanwhile. With a ``target``, a function is called once before the run, on a copy.
+            meanwhile. A function is called once before the run, on a copy, to see what it gives.
         metrics: further ``{name: metric(prediction, target)}``, averaged over the evaluation's examples.
             Loss, and accuracy where targets are integer classes, need not be named.
         method: :func:`freewheel.hogwild` (the default), :func:`freewheel.synchronous`, or a name.
@@ -74,11 +80,12 @@ def fit(
             the single worker that "auto" gives a synchronous method.
         batch_size: examples in one worker's minibatch. Staleness costs less with small ones.
         bptt: steps of truncated back-propagation through time; the module is called as ``module(inputs,
-            hidden)``.
+            hidden)`` with inputs of shape (batch, steps), and returns (prediction, hidden).
         epochs: passes over the data; 1 if no other end is given.
         max_samples: examples after which to end.
         max_seconds: seconds of training after which to end; evaluation does not count.
-        target: ``("accuracy", 0.9)``: end when it holds at two evaluations in a row.
+        target: ``("accuracy", 0.9)``: end when it holds at two evaluations in a row. A third item, "min" or
+            "max", says which way is better where the metric's name does not tell.
         evaluate_every: examples between evaluations; the default is an epoch.
         seed: of the order of the data and of PyTorch's generator during the run, which is restored
             afterwards. With one worker, runs with the same seed are equal bit for bit, dropout included.
@@ -116,16 +123,51 @@ def fit(
     check_module(model)
     chosen.rule_for(setup.workers)
     source = _source(data, batch_size, seed, bptt, setup, chosen, stop)
-    check_step(model, task, source)
+    setup, task = _checked_format(model, task, source, setup, channels_last)
     evaluation = _evaluation(evaluate, model, task, evaluate_every, bptt, stop)
     config = _describe(model, task, setup, precision)
     job = Job(model, task, chosen, source, stop, setup, evaluation, config)
     result = runner.run(job, _listening(run_dir, monitors))
     if run_dir is not None:
-        from freewheel.rundir import finish
-
-        finish(Path(run_dir), result)
+        _keep(Path(run_dir), result)
     return result
+
+
+def _keep(folder: Path, result: Result) -> None:
+    """Writes weights and report; a full disk must not cost the user what was trained."""
+    from freewheel.rundir import finish
+
+    try:
+        finish(folder, result)
+    except Exception as error:
+        warnings.warn(
+            f"the run is complete, but `run_dir` {folder} is not: {type(error).__name__}: {error}; the result"
+            " holds the trained module",
+            stacklevel=3,
+        )
+
+
+def _checked_format(
+    model: nn.Module, task: Supervised, source: Source, setup: Setup, wanted: bool | Literal["auto"]
+) -> tuple[Setup, Supervised]:
+    """Probes the first step; "auto" goes without channels_last where a model does not bear it (``view``)."""
+    try:
+        check_step(model, task, source)
+    except ConfigurationError as error:
+        if not task.channels_last:
+            raise
+        plain = replace(task, channels_last=False)
+        try:
+            check_step(model, plain, source)
+        except ConfigurationError:
+            raise error from None  # the format is not to blame
+        if wanted != "auto":
+            raise ConfigurationError(
+                f"`channels_last`=True does not fit the model: {error}; use flatten() or reshape() in place"
+                " of view(), or channels_last=False"
+            ) from error
+        return replace(setup, channels_last=False), plain
+    return setup, task
 
 
 def _source(
@@ -142,7 +184,7 @@ def _source(
     if isinstance(data, Iterator) and (stop.epochs or 1) > 1:
         raise ConfigurationError(
             f"`data` is an iterator, which can be read only once, and `epochs` is {stop.epochs}; give an"
-            " object that can be iterated again, such as a list, a Dataset or a DataLoader"
+            " object that can be iterated again, such as a Dataset or a DataLoader"
         )
     return source
 
@@ -165,7 +207,9 @@ def _setup(
             f"`intra_op_threads` must be a whole number >= 1, got {threads!r}; leave it out"
         )
     if isinstance(workers, str):
-        count = 1 if method.rounds else max(1, cores() // (threads or 1))
+        # Workers on one GPU queue for it: two hide each other's Python, more only take memory.
+        on_gpu = any(parameter.is_cuda for parameter in model.parameters())
+        count = 1 if method.rounds else 2 if on_gpu else max(1, cores() // (threads or 1))
         threads = threads or (cores() if method.rounds else 1)
     else:
         count = workers
@@ -213,7 +257,8 @@ def _autocast(precision: str, device: torch.device) -> bool:
     supported = (
         torch.cuda.is_bf16_supported()
         if device.type == "cuda"
-        else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        else hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
     if not supported:
         raise ConfigurationError(
@@ -231,8 +276,7 @@ def _evaluation(
             raise ConfigurationError(f"`{name}` needs `evaluate`: data, or a function, to measure on")
         return None
     if callable(evaluate) and not hasattr(evaluate, "__len__"):
-        if stop.target is not None:
-            stop.check_metrics(check_function(model, evaluate))
+        stop.check_metrics(check_function(model, evaluate))
         return Evaluation(evaluate, every)
     try:
         source = _evaluation_source(evaluate, bptt)
@@ -245,7 +289,7 @@ def _evaluation(
 def _evaluation_source(evaluate: Any, bptt: int | None) -> Source:
     if isinstance(evaluate, Iterator):
         raise ConfigurationError(
-            "`evaluate` is an iterator, which can be read only once; give a list or a Dataset"
+            "`evaluate` is an iterator, which can be read only once; give a Dataset or a DataLoader"
         )
     if bptt is None:
         return source_of(evaluate, EVALUATION_BATCH, 0, shuffle=False)

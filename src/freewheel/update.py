@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
+
+Granularity = Literal["model", "layer"]
+"""How much of a model one update covers: all of it, or one parameter, pushed in the backward pass."""
 
 WHOLE: tuple[
     int, ...

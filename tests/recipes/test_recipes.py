@@ -84,7 +84,11 @@ def test_every_setting_reaches_fit(name: str) -> None:
             "`target` for images must be one of accuracy",
         ),
         ("text", Settings(budget=Budget(target=("accuracy", 0.5))), "`target` for text must be one of loss"),
-        ("images", Settings(optimization=Optimization(schedule="cosin")), "constant, cosine, linear"),
+        (
+            "images",
+            Settings(optimization=Optimization(schedule="cosin")),
+            "annealed, constant, cosine, linear",
+        ),
         (
             "images",
             Settings(optimization=Optimization(schedule="cosine"), budget=Budget(max_seconds=1.0)),
@@ -106,7 +110,7 @@ def test_the_methods_have_the_settings() -> None:
         assert method.name == name
         assert method.granularity == "layer"
         ahead = ", nesterov=True" if name == "hogwild" else ""
-        assert method.rule_for(2).describe == f"sgd(lr=0.5, momentum=0.25{ahead})"
+        assert method.rule_for(2).describe == f"sgd(lr=annealed(lr=0.5), momentum=0.25{ahead})"
 
 
 def test_without_a_learning_rate_the_methods_have_the_models() -> None:
@@ -120,13 +124,19 @@ def test_an_unknown_method_or_granularity_is_refused() -> None:
         method_maker(Optimization(granularity="cell"), 0.1, ONE_EPOCH)("hogwild")
 
 
-@pytest.mark.parametrize("name", ["cosine", "linear"])
+@pytest.mark.parametrize("name", ["annealed", "cosine", "linear"])
 def test_a_schedule_goes_from_the_rate_to_zero_at_the_end(name: str) -> None:
     rate = schedule(name, 0.5, has_end=True)
     assert isinstance(rate, Schedule)
     assert rate(0, planned=1000) == pytest.approx(0.5)
     assert rate(500, planned=1000) == pytest.approx(0.25)
     assert rate(1000, planned=1000) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_default_schedule_needs_no_known_end() -> None:
+    rate = schedule(Optimization().schedule, 0.5, has_end=False)
+    assert isinstance(rate, Schedule)
+    assert rate(10**9) == 0.5
 
 
 def train(recipe: Recipe, **more: Any) -> freewheel.Result:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Literal
 
 import pytest
 
@@ -135,6 +137,59 @@ def test_the_fastest_synchronous_method_is_the_baseline() -> None:
     lines = verdict([base([100.0] * 3), other, summary("hogwild", [150.0] * 3)])
     assert "did not pay" in lines[0]
     assert "The baseline is sync-4, the fastest of 2 synchronous methods." in lines
+
+
+def test_the_baseline_is_the_fastest_to_the_target_when_the_verdict_is_about_it() -> None:
+    large = summary("large", [900.0] * 3, method="synchronous", targets=[20.0, 21.0, 22.0])
+    small = base([100.0] * 3, targets=[9.0, 10.0, 11.0])
+    fast = summary("hogwild", [300.0] * 3, targets=[12.0] * 3)
+    lines = verdict([large, small, fast])
+    assert "did not pay" in lines[0]
+    assert "0.83 times as fast as sync in time to the target" in lines[0]
+    assert "The baseline is sync, the fastest to the target of 2 synchronous methods." in lines
+
+
+def test_a_baseline_that_missed_the_target_is_not_preferred() -> None:
+    large = summary("large", [900.0] * 3, method="synchronous", targets=[5.0, None, 5.0])
+    small = base([100.0] * 3, targets=[9.0, 10.0, 11.0])
+    lines = verdict([large, small, summary("hogwild", [950.0] * 3, targets=[12.0, None, 12.0])])
+    assert "did not pay here: hogwild reached the target less often" in lines[0]
+    assert any(line.startswith("The baseline is sync,") for line in lines)
+
+
+def test_the_baseline_may_be_named() -> None:
+    given = [
+        base([100.0] * 3),
+        summary("other", [180.0] * 3, method="synchronous"),
+        summary("a", [150.0] * 3),
+    ]
+    assert verdict(given, "sync")[0].startswith("a won: 1.50 times as fast as sync")
+    assert not any("The baseline is" in line for line in verdict(given, "sync"))
+    gone = [summary("other", [180.0], method="synchronous", complete=False), *given[:1], *given[2:]]
+    assert verdict(gone, "other") == [
+        "There is no finished run of the baseline other to compare with, so this says nothing about"
+        " asynchrony.",
+        "1 run of other did not come to an end and is left out.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("metric", "target", "better"),
+    [
+        ("MSE", None, False),
+        ("bits_per_character", None, False),
+        ("latency", ("latency", 1.0, "min"), False),
+        ("latency", None, True),
+        ("error_margin", ("error_margin", 1.0, "max"), True),
+    ],
+)
+def test_what_is_better_is_told_by_the_name_or_the_target(
+    metric: str, target: tuple[str, float, Literal["min", "max"]] | None, better: bool
+) -> None:
+    given = [base([100.0], [2.0], metric=metric), summary("hogwild", [200.0], [4.0], metric=metric)]
+    head = verdict([replace(one, target=target) for one in given])[0]
+    assert (f"{metric} 100.0 % better" in head) is better
+    assert (f"lost 100.0 % of {metric}" in head) is not better
 
 
 def test_the_best_method_comes_first() -> None:

@@ -12,12 +12,12 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 import freewheel
 from freewheel.errors import ConfigurationError, DataError, TrainingError, WorkerError
-from freewheel.methods import Granularity
 from freewheel.params import Parameters
 from freewheel.rules import Rule, adam, sgd
 from freewheel.server import Server
 from freewheel.sources import Carry, Indexed, Lease, Sequences
 from freewheel.tasks import Supervised, WorkerContext
+from freewheel.update import Granularity
 
 GRANULARITIES: tuple[Granularity, ...] = ("model", "layer")
 

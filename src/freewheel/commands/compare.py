@@ -34,7 +34,7 @@ def compare(
     batch_size: opt.BatchSize = None,
     lr: opt.LearningRate = None,
     momentum: opt.Momentum = None,
-    schedule: opt.ScheduleName = "constant",
+    schedule: opt.ScheduleName = "annealed",
     granularity: opt.GranularityName = "model",
     epochs: opt.Epochs = None,
     max_samples: opt.MaxSamples = None,

@@ -11,7 +11,7 @@ from freewheel.commands.shell import RUNS, err, fresh_folder, reported
 from freewheel.compare import compare
 from freewheel.machine import cores
 from freewheel.recipes.images import images
-from freewheel.recipes.settings import Budget, Optimization, Settings
+from freewheel.recipes.settings import Budget, Settings
 
 SAMPLES = 30_000
 EVALUATIONS = 6
@@ -31,10 +31,8 @@ def demo(
     run in a fresh process; about two minutes on two cores. Then there is a table, a verdict in plain words,
     and a report with plots.
     """
-    # Rounded up by half a minibatch, so that no short rest is left over for one more evaluation.
-    budget = Budget(max_samples=samples, evaluate_every=max(1, samples // EVALUATIONS + 8))
-    # A rate that falls to zero: at a constant one the last accuracy jumps by more than the methods differ.
-    recipe = images(Settings(model="cnn", optimization=Optimization(schedule="cosine"), budget=budget))
+    budget = Budget(max_samples=samples, evaluate_every=max(1, samples // EVALUATIONS))
+    recipe = images(Settings(model="cnn", budget=budget))
     number = cores()
     folder = RUNS / "demo"
     err().print(

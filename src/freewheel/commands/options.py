@@ -66,7 +66,7 @@ Momentum = Annotated[
         metavar="X",
         rich_help_panel=_HOW,
         show_default=False,
-        help="Momentum, 0 to 1. Default: 0.9; less for Hogwild! on several workers, which adds its own.",
+        help="Momentum, 0 to 1. Default: 0.9; less for Hogwild! on more than two workers.",
     ),
 ]
 ScheduleName = Annotated[
@@ -75,7 +75,7 @@ ScheduleName = Annotated[
         "--schedule",
         metavar="NAME",
         rich_help_panel=_HOW,
-        help="Learning rate over time: constant, cosine or linear.",
+        help="Learning rate over time: constant, cosine, linear; annealed: cosine if the end is known.",
     ),
 ]
 GranularityName = Annotated[
@@ -191,10 +191,8 @@ def recipe(
     """
     if what not in RECIPES:
         raise ConfigurationError(f"what to train must be one of {', '.join(RECIPES)}, got {what!r}")
-    for name in ("batch_size",):
-        value = getattr(optimization, name)
-        if value is not None and value < 1:
-            raise ConfigurationError(f"`{name}` must be >= 1, got {value}")
+    if optimization.batch_size is not None and optimization.batch_size < 1:
+        raise ConfigurationError(f"`batch_size` must be >= 1, got {optimization.batch_size}")
     return RECIPES[what](Settings(data, model, optimization, budget, hardware))
 
 

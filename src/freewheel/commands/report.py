@@ -12,7 +12,7 @@ import typer
 from freewheel.commands.shell import out, reported
 from freewheel.compare import recorded
 from freewheel.comparison import Comparison
-from freewheel.report import Run, write
+from freewheel.report import Run
 from freewheel.rundir import REPORT
 
 
@@ -44,10 +44,11 @@ def report(
 
       freewheel report runs/first runs/second -o both.html
     """
-    runs = gather(folders)
-    path = write(runs, output or (folders[0] / REPORT if len(folders) == 1 else Path(REPORT)), png=png)
-    if len({run.label for run in runs}) > 1:
-        for line in Comparison(tuple(runs)).verdict:
+    kept = recorded(folders[0]) if len(folders) == 1 else None  # one folder has a baseline of its own
+    comparison = kept or Comparison(tuple(gather(folders)))
+    path = comparison.report(output or (folders[0] / REPORT if len(folders) == 1 else Path(REPORT)), png=png)
+    if len({run.label for run in comparison.runs}) > 1:
+        for line in comparison.verdict:
             out().print(line, markup=False)
     out().print(f"Report: {path}", markup=False, soft_wrap=True)
 
@@ -58,7 +59,7 @@ def gather(folders: Sequence[Path]) -> list[Run]:
     Raises:
         DataError: a folder holds no run.
     """
-    found = [(folder, run) for folder in folders for run in recorded(folder) or [Run.from_directory(folder)]]
+    found = [(folder, run) for folder in folders for run in _runs(folder)]
     first: dict[str, dict[str, str]] = {}  # label -> settings -> name of the first folder that has them
     for folder, run in found:
         first.setdefault(run.label, {}).setdefault(_kind(run), folder.resolve().name)
@@ -68,6 +69,11 @@ def gather(folders: Sequence[Path]) -> list[Run]:
         return run.label if len(kinds) == 1 else f"{run.label} ({kinds[_kind(run)]})"
 
     return [Run(label(run), run.events) for _, run in found]
+
+
+def _runs(folder: Path) -> Sequence[Run]:
+    comparison = recorded(folder)
+    return [Run.from_directory(folder)] if comparison is None else comparison.runs
 
 
 def _kind(run: Run) -> str:

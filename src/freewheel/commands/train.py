@@ -35,7 +35,7 @@ def train(
     batch_size: opt.BatchSize = None,
     lr: opt.LearningRate = None,
     momentum: opt.Momentum = None,
-    schedule: opt.ScheduleName = "constant",
+    schedule: opt.ScheduleName = "annealed",
     granularity: opt.GranularityName = "model",
     seed: Seed = 0,
     epochs: opt.Epochs = None,

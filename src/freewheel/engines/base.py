@@ -1,36 +1,17 @@
-"""What every engine shares: the workers' contexts, the clock, the schedule of evaluations, the record.
-
-An engine decides where and when steps run. Everything else about a run is here, so that engines agree.
-"""
+"""What an engine is, and small things that engines share."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from contextlib import contextmanager, suppress
+from typing import Protocol
 
-import psutil
 import torch
 from torch import nn
 
-from freewheel.engines import plan
-from freewheel.engines.clock import Clock
-from freewheel.engines.plan import Done, Segment
-from freewheel.errors import TrainingError
-from freewheel.events import Dropped, Evaluated, Event, Monitor, RunFinished, RunStarted, Steps, Tick, emit
-from freewheel.job import Job, Result, Worker
-from freewheel.machine import keep_large_blocks
-from freewheel.params import Parameters
-from freewheel.server import Receipt, Server
-from freewheel.sources import Lease
-from freewheel.tasks import StepReport, WorkerContext
-from freewheel.update import Update
-
-TICK_S = 0.25
-HOPELESS = 20  # steps in a row with a loss that is not finite, before the run is given up
+from freewheel.evaluation import numbers
+from freewheel.events import Event, Monitor
+from freewheel.job import Job, Result
 
 
 class Engine(Protocol):
@@ -46,318 +27,32 @@ class Engine(Protocol):
         ...
 
 
-@dataclass
-class Tally:
-    """What the finished steps add up to; only the thread that drains the record writes it."""
-
-    samples: list[int]
-    steps: list[int]
-    staleness: Counter[int] = field(default_factory=Counter)
-    loss_sum: float = 0.0
-    staleness_sum: float = 0.0
-    recent: int = 0
-    dropped: list[Counter[str]] = field(default_factory=list)
-
-
-class Session:
-    """One run under way.
-
-    Args:
-        job: what to run.
-        monitors: who hears of it.
-        engine: its name, for the record.
-    """
-
-    def __init__(self, job: Job, monitors: Sequence[Monitor], engine: str) -> None:
-        keep_large_blocks()
-        self.job = job
-        self.monitors = monitors
-        self.engine = engine
-        workers = job.setup.workers
-        rule = job.method.rule_for(workers)
-        self.parameters = Parameters(job.module, job.setup.channels_last)
-        self.server = Server(self.parameters, rule, workers, job.method.rounds, self.planned_samples())
-        self.config = {**job.config, "rule": rule.describe}
-        self.contexts: list[WorkerContext] = []
-        self.states: list[Any] = [None] * workers
-        self.clock = Clock()
-        self.records: deque[tuple[int, int, int, int, float, int, float]] = deque()
-        self.events: list[Event] = []
-        self.history: list[Evaluated] = []
-        self.target_seconds: float | None = None
-        self.reason: str | None = None
-        self._tally = Tally([0] * workers, [0] * workers, dropped=[Counter() for _ in range(workers)])
-        self._hopeless = [0] * workers
-        self._wall_began = time.perf_counter()
-        self._process = psutil.Process()
-        self._start_rss = self._peak_rss = self._process.memory_info().rss
-        self._last_tick = 0.0
-
-    # --- workers ---
-
-    def admit_workers(self, deliver: Callable[[Update], Receipt | None]) -> None:
-        """Makes every worker's context and replica, then binds the user's module to the shared weights."""
-        for worker in range(self.job.setup.workers):
-            module, weights, statistics = self.parameters.replica(self.job.module)
-            if not self.job.module.training:
-                module.train()
-            generator = torch.Generator().manual_seed((self.job.setup.seed << 20) + worker)
-            self.contexts.append(
-                WorkerContext(
-                    worker,
-                    self.job.setup.seed,
-                    module,
-                    weights,
-                    statistics,
-                    self.parameters.statistics,
-                    deliver,
-                    generator,
-                )
-            )
-        self.parameters.bind(self.job.module)
-
-    def begin_step(self, worker: int, segment: Segment, step: int) -> Lease | None:
-        """A lease for this worker, and the version of the weights that it starts from; None: nothing left."""
-        source = self.job.source
-        if self.job.method.rounds:
-            lease = source.take_number(segment.first + step * self.job.setup.workers + worker)
-        else:
-            lease = source.take()
-        self.contexts[worker].version = self.server.version
-        return lease
-
-    def end_step(
-        self, context: WorkerContext, lease: Lease, report: StepReport, receipt: Receipt | None
-    ) -> None:
-        """Books a step whose update has been delivered."""
-        self.job.source.acknowledge(lease)
-        staleness = receipt.staleness if receipt is not None else 0
-        self.records.append(
-            (
-                context.worker,
-                context.sequence,
-                lease.number,
-                report.samples,
-                report.loss,
-                staleness,
-                self.clock.seconds(),
-            )
-        )
-        context.sequence += 1
-        if math.isfinite(report.loss):
-            self._hopeless[context.worker] = 0
-        else:
-            self._count_hopeless(context.worker, report.loss)
-
-    def _count_hopeless(self, worker: int, loss: float) -> None:
-        self._hopeless[worker] += 1
-        if self._hopeless[worker] >= HOPELESS:
-            raise TrainingError(
-                f"training diverged: the loss was {loss} in {HOPELESS} steps of worker {worker} in a row;"
-                " lower `lr`, clip gradients with rule=chain(clip(1.0), sgd(lr)), or look for bad values in"
-                " the data"
-            )
-
-    # --- plan ---
-
-    def planned_samples(self) -> int | None:
-        """Examples of the whole run, if that is known beforehand."""
-        return plan.planned_samples(self.job)
-
-    def segments(self) -> Iterator[Segment]:
-        """The leases from one evaluation to the next; the caller evaluates after each."""
-        reason = yield from plan.segments(
-            self.job, lambda: Done(sum(self._tally.steps), sum(self._tally.samples))
-        )
-        self.reason = self.reason or reason
-
-    # --- record ---
-
-    def announce(self) -> None:
-        """Tells monitors that the run begins."""
-        job = self.job
-        self.emit(
-            RunStarted(
-                method=job.method.name,
-                engine=self.engine,
-                workers=job.setup.workers,
-                batch_size=job.source.batch_size,
-                seed=job.setup.seed,
-                planned_samples=self.planned_samples(),
-                max_seconds=job.stop.max_seconds,
-                trainable=sum(entry.numel for entry in self.parameters.layout.trainable),
-                target=job.stop.target,
-                config=self.config,
-            )
-        )
-
-    def emit(self, event: Event) -> None:
-        """Keeps the event, unless it is about single steps, and hands it to the monitors."""
-        if not isinstance(event, Steps):
-            self.events.append(event)
-        emit(event, self.monitors)
-
-    def drain(self) -> None:
-        """Collects the finished steps since the last call."""
-        items = [self.records.popleft() for _ in range(len(self.records))]
-        if not items:
-            return
-        worker, sequence, lease, samples, loss, staleness, seconds = (
-            list(column) for column in zip(*items, strict=True)
-        )
-        tally = self._tally
-        for w, n in zip(worker, samples, strict=True):
-            tally.samples[w] += n
-            tally.steps[w] += 1
-        tally.staleness.update(staleness)
-        tally.recent += len(items)
-        tally.loss_sum += sum(loss)
-        tally.staleness_sum += sum(staleness)
-        if self.monitors:
-            emit(Steps(worker, sequence, lease, samples, loss, staleness, seconds), self.monitors)
-
-    def tick(self, force: bool = False) -> None:
-        """Drains the record and tells monitors how the run stands, a few times a second."""
-        now = self.clock.seconds()
-        if not force and now - self._last_tick < TICK_S:
-            return
-        self._last_tick = now
-        self.drain()
-        rss = self._process.memory_info().rss
-        self._peak_rss = max(self._peak_rss, rss)
-        tally = self._tally
-        recent = tally.recent
-        loss = tally.loss_sum / recent if recent else math.nan
-        staleness = tally.staleness_sum / recent if recent else math.nan
-        tally.loss_sum = tally.staleness_sum = 0.0
-        tally.recent = 0
-        self.emit(Tick(now, list(tally.samples), loss, staleness, rss, self.clock.cpu_seconds()))
-        self._report_drops()
-
-    def _report_drops(self) -> None:
-        for worker, counts in enumerate(self.server.dropped()):
-            for reason, count in counts.items():
-                if self._tally.dropped[worker][reason] != count:
-                    self.emit(Dropped(worker, reason, count))
-            self._tally.dropped[worker] = counts
-
-    def out_of_time(self) -> bool:
-        """Whether the training clock has passed ``max_seconds``."""
-        limit = self.job.stop.max_seconds
-        if limit is None or self.clock.seconds() < limit:
-            return False
-        self.reason = "max_seconds"
-        return True
-
-    # --- evaluation and end ---
-
-    def evaluate(self) -> None:
-        """Measures the model; call it with the clock stopped and every worker standing still."""
-        self._copy_counters()
-        self.tick(force=True)
-        evaluation = self.job.evaluation
-        samples = sum(self._tally.samples)
-        if evaluation is None or (self.history and self.history[-1].samples == samples):
-            return
-        metrics = _measured(self.job.module, evaluation.measure)
-        of_epoch = self.job.source.samples
-        epoch = samples / of_epoch if of_epoch else math.nan
-        self.history.append(Evaluated(self.clock.seconds(), samples, epoch, metrics))
-        self.emit(self.history[-1])
-        self._check_target()
-
-    def _check_target(self) -> None:
-        stop = self.job.stop
-        if stop.target is None or not stop.is_reached(self.history[-1].metrics):
-            return
-        if len(self.history) > 1 and stop.is_reached(self.history[-2].metrics):
-            self.target_seconds = self.history[-2].seconds
-            self.reason = "target"
-
-    def _copy_counters(self) -> None:
-        """Buffers that are no running statistics, such as BatchNorm's batch count, are worker 0's."""
-        if not self.contexts:
-            return
-        own = dict(self.contexts[0].module.named_buffers())
-        statistics = {entry.name for entry in self.parameters.statistics_layout.entries}
-        for name, buffer in self.job.module.named_buffers():
-            if name not in statistics and own[name] is not buffer:
-                buffer.copy_(own[name])
-
-    def close(self) -> None:
-        """Gives the user's module tensors of its own again."""
-        self.clock.stop()
-        self._copy_counters()
-        Parameters.release(self.job.module)
-
-    def fail(self) -> None:
-        """Tells monitors that the run ended with an error."""
-        self.reason = "error"
-        self.drain()
-        self._finish()
-
-    def result(self) -> Result:
-        """The totals; the run is over."""
-        self.drain()
-        self._report_drops()
-        finished = self._finish()
-        workers = tuple(
-            Worker(w, samples, steps, samples / finished.seconds if finished.seconds else 0.0)
-            for w, (samples, steps) in enumerate(
-                zip(finished.worker_samples, finished.worker_steps, strict=True)
-            )
-        )
-        totals = asdict(finished)
-        for name in ("worker_samples", "worker_steps"):
-            del totals[name]
-        config = {**self.config, **self._identity()}
-        return Result(
-            module=self.job.module,
-            history=tuple(self.history),
-            workers=workers,
-            config=config,
-            events=tuple(self.events),
-            **totals,
-        )
-
-    def _identity(self) -> dict[str, Any]:
-        setup = self.job.setup
-        return {
-            "method": self.job.method.name,
-            "engine": self.engine,
-            "workers": setup.workers,
-            "batch_size": self.job.source.batch_size,
-            "seed": setup.seed,
-        }
-
-    def _finish(self) -> RunFinished:
-        tally = self._tally
-        finished = RunFinished(
-            reason=self.reason or "interrupted",
-            seconds=self.clock.seconds(),
-            wall_seconds=time.perf_counter() - self._wall_began,
-            cpu_seconds=self.clock.cpu_seconds(),
-            samples=sum(tally.samples),
-            steps=sum(tally.steps),
-            worker_samples=list(tally.samples),
-            worker_steps=list(tally.steps),
-            staleness=dict(sorted(tally.staleness.items())),
-            ledger=self.server.ledger(),
-            peak_rss_bytes=self._peak_rss,
-            start_rss_bytes=self._start_rss,
-            metrics=dict(self.history[-1].metrics) if self.history else {},
-            target_seconds=self.target_seconds,
-        )
-        self.emit(finished)
-        return finished
-
-
-def _measured(module: nn.Module, measure: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
+def measured(module: nn.Module, measure: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
+    """Metrics as plain numbers, of the module in evaluation mode."""
     modes = [(submodule, submodule.training) for submodule in module.modules()]
     module.eval()
     try:
         with torch.no_grad():
-            return dict(measure(module))
+            return numbers(measure(module))
     finally:
         for submodule, training in modes:
             submodule.training = training
+
+
+def quiet(monitor: Monitor) -> Monitor:
+    """The same monitor with its errors suppressed."""
+
+    def listen(event: Event) -> None:
+        with suppress(Exception):
+            monitor(event)
+
+    return listen
+
+
+@contextmanager
+def seeded(job: Job) -> Iterator[None]:
+    """PyTorch's generators are seeded for the run, and are as before after it."""
+    device = next(job.module.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(job.setup.seed)
+        yield

@@ -44,7 +44,9 @@ def segments(job: Job, done: Callable[[], Done]) -> Generator[Segment, None, str
     every = _leases_between_evaluations(job)
     first = 0
     while total is None or first < total:
-        limit = first + every if total is None else min(first + every, total)
+        limit = first + every
+        if total is not None and total - limit < every / 2:
+            limit = total  # a short rest is not worth an evaluation of its own
         job.source.open(first, limit)
         yield Segment(first, limit)
         first = limit

@@ -10,10 +10,11 @@ from typing import NamedTuple, final
 
 import torch
 
-from freewheel.engines.base import Session
+from freewheel.engines.base import seeded
 from freewheel.engines.plan import Segment
+from freewheel.engines.session import Session
 from freewheel.errors import FreewheelError, WorkerError
-from freewheel.events import Monitor, WorkerFailed
+from freewheel.events import Monitor
 from freewheel.gates import NEVER_WAITED_FOR
 from freewheel.job import Job, Result
 from freewheel.server import Receipt
@@ -45,8 +46,7 @@ class Serial:
     def run(self, job: Job, monitors: Sequence[Monitor] = ()) -> Result:
         """Trains in the calling thread; Ctrl-C ends the run and returns what was trained."""
         session = Session(job, monitors, self.name)
-        with _intra_op(job.setup.intra_op_threads), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(job.setup.seed)
+        with _intra_op(job.setup.intra_op_threads), seeded(job):
             _Loop(session).run()
         return session.result()
 
@@ -55,7 +55,6 @@ class _Loop:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.outbox: list[list[Update]] = [[] for _ in range(session.job.setup.workers)]
-        self.progress = [0] * session.job.setup.workers
         alone = session.job.setup.workers == 1
         session.admit_workers(session.server.push if alone else self._post)
 
@@ -66,22 +65,22 @@ class _Loop:
     def run(self) -> None:
         session = self.session
         try:
+            session.announce()
             for context in session.contexts:
                 session.states[context.worker] = session.job.task.init(context)
-            session.announce()
             for segment in session.segments():
                 session.clock.start()
                 self._segment(segment)
-                session.clock.stop()
+                session.stop_clock()
                 session.evaluate()
                 if session.reason is not None:
                     break
         except KeyboardInterrupt:
-            session.clock.stop()
+            session.stop_clock()
             session.reason = "interrupted"
-            session.evaluate()
-        except BaseException:
-            session.fail()
+            session.measure_what_there_is()
+        except BaseException as error:
+            session.fail(error)
             raise
         finally:
             session.close()
@@ -122,13 +121,12 @@ class _Loop:
     @contextmanager
     def _failing(self, worker: int) -> Iterator[None]:
         """Says which worker an error comes from."""
-        session, sequence = self.session, self.session.contexts[worker].sequence
+        sequence = self.session.contexts[worker].sequence
         try:
             yield
         except FreewheelError:
             raise
         except Exception as error:
-            session.emit(WorkerFailed(worker, sequence, f"{type(error).__name__}: {error}"))
             raise WorkerError(worker, sequence, error) from error
 
     def _deliver(self, step: InFlight, progress: list[int], waiting: deque[int]) -> None:

@@ -14,15 +14,17 @@ from typing import final
 
 import torch
 
-from freewheel.engines.base import Session
+from freewheel.engines.base import seeded
 from freewheel.engines.plan import Segment
+from freewheel.engines.session import Session
 from freewheel.errors import FreewheelError, WorkerError
-from freewheel.events import Monitor, WorkerFailed
+from freewheel.events import Monitor
 from freewheel.gates import NEVER_WAITED_FOR
 from freewheel.job import Job, Result
 from freewheel.server import Receipt
 from freewheel.update import Update
 
+GONE = 2**62  # the segment that a failed worker has finished: it is never waited for
 POLL_S = 0.05  # how often the main thread looks at the clock while workers train
 
 
@@ -42,8 +44,7 @@ class Threads:
         session = Session(job, monitors, self.name)
         threads = torch.get_num_threads()
         try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(job.setup.seed)
+            with seeded(job):
                 _Crew(session).run()
         finally:
             torch.set_num_threads(threads)  # a worker's setting is the default of threads that start later
@@ -51,50 +52,58 @@ class Threads:
 
 
 class _Crew:
-    """The worker threads of one run, and the main thread's side of it."""
+    """The worker threads of one run, and the main thread's side of it.
+
+    Workers wait on ``changed``; the main thread waits on ``stood``, so that the steps of a synchronous run
+    do not wake it. Both share one lock. A worker stands still when it has finished the segment that
+    ``round`` counts.
+    """
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.workers = session.job.setup.workers
-        self.changed = threading.Condition()
-        self.locked = session.job.method.rounds or not session.job.method.gate.open
+        lock = threading.Lock()
+        self.changed, self.stood = threading.Condition(lock), threading.Condition(lock)
+        # One worker waits for nobody and races with nobody, whatever the method.
+        self.locked = self.workers > 1 and (session.job.method.rounds or not session.job.method.gate.open)
         self.segment: Segment | None = None
         self.round = 0  # counts segments, so that a worker knows a new one
-        self.idle = 0
+        self.finished = [-1] * self.workers  # the last segment that each worker has finished
         self.stopping = False
         self.over = False
+        self.abandoned = False
         self.error: BaseException | None = None
         self.progress = [0] * self.workers
         session.job.source.lock = threading.Lock()
         session.admit_workers(self._push_locked if self.locked else session.server.push)
+        self.threads = [
+            threading.Thread(target=self._work, args=(worker,), name=f"freewheel-{worker}", daemon=True)
+            for worker in range(self.workers)
+        ]
 
     # --- the main thread ---
 
     def run(self) -> None:
         session = self.session
-        crew = [
-            threading.Thread(target=self._work, args=(worker,), name=f"freewheel-{worker}", daemon=True)
-            for worker in range(self.workers)
-        ]
         try:
-            for thread in crew:
-                thread.start()
-            self._await_idle()
             session.announce()
+            for thread in self.threads:
+                thread.start()
+            self._await_standing()
             self._train()
         except KeyboardInterrupt:
             session.reason = "interrupted"
             self._halt()
-            session.evaluate()
+            session.measure_what_there_is()
         except BaseException as error:
             self._halt()
-            if isinstance(error, WorkerError):
-                session.emit(WorkerFailed(error.worker, error.sequence, str(error)))
-            session.fail()
+            session.fail(error)
             raise
         finally:
-            self._dismiss(crew)
-            session.close()
+            try:
+                self._dismiss()
+            finally:
+                session.close()
 
     def _train(self) -> None:
         session = self.session
@@ -102,26 +111,30 @@ class _Crew:
             with self.changed:
                 session.server.admit()
                 self.progress = [0] * self.workers
-                self.segment, self.idle = segment, 0
-                self.round += 1
+                self.segment = segment
                 session.clock.start()
+                self.round += 1
                 self.changed.notify_all()
-            self._await_idle()
-            session.clock.stop()
+            self._await_standing()
+            session.stop_clock()
             session.evaluate()
             if session.reason is not None:
                 break
 
-    def _await_idle(self) -> None:
+    def _stand_still(self) -> bool:
+        started = zip(self.threads, self.finished, strict=True)
+        return all(finished >= self.round for thread, finished in started if thread.ident is not None)
+
+    def _await_standing(self) -> None:
         """Waits until every worker stands still, looking at the clock meanwhile."""
         session = self.session
         while True:
-            with self.changed:
-                if self.idle < self.workers:
-                    self.changed.wait(POLL_S)
+            with self.stood:
+                if not self._stand_still():
+                    self.stood.wait(POLL_S)
                 if self.error is not None:
                     raise self.error
-                if self.idle == self.workers:
+                if self._stand_still():
                     return
             if self.segment is not None:
                 session.tick()
@@ -129,41 +142,45 @@ class _Crew:
                     self.stopping = True
 
     def _halt(self) -> None:
-        """Lets every worker finish its step."""
+        """Lets every worker finish its step; a second Ctrl-C leaves them behind."""
         self.stopping = True
-        with self.changed:
-            self.changed.notify_all()
-            while self.idle < self.workers:
-                self.changed.wait(POLL_S)
-        self.session.clock.stop()
+        try:
+            with self.stood:
+                self.changed.notify_all()
+                while not self._stand_still():
+                    self.stood.wait(POLL_S)
+        except KeyboardInterrupt:
+            self.abandoned = True
+            raise
+        self.session.stop_clock()
 
-    def _dismiss(self, crew: list[threading.Thread]) -> None:
+    def _dismiss(self) -> None:
         with self.changed:
             self.over = self.stopping = True
             self.changed.notify_all()
-        for thread in crew:
-            if thread.ident is not None:
+        for thread in self.threads:
+            if thread.ident is not None and not self.abandoned:
                 thread.join()
 
     # --- the workers' threads ---
 
     def _work(self, worker: int) -> None:
         session, context = self.session, self.session.contexts[worker]
-        segments = 0
+        seen = 0
         try:
             torch.set_num_threads(session.job.setup.intra_op_threads)
             session.states[worker] = session.job.task.init(context)
-            while self._next_segment(segments):
-                segments = self.round
+            while self._next_segment(worker, seen):
+                seen = self.round
                 assert self.segment is not None
                 self._segment(worker, self.segment)
         except BaseException as error:
-            self._fail(worker, error)
+            self._fail(worker, context.sequence, error)
 
-    def _next_segment(self, seen: int) -> bool:
+    def _next_segment(self, worker: int, seen: int) -> bool:
         with self.changed:
-            self.idle += 1
-            self.changed.notify_all()
+            self.finished[worker] = seen
+            self.stood.notify()
             while self.round == seen and not self.over:
                 self.changed.wait()
             return not self.over
@@ -207,15 +224,15 @@ class _Crew:
         with self.changed:
             return self.session.server.push(update)
 
-    def _fail(self, worker: int, error: BaseException) -> None:
-        sequence = self.session.contexts[worker].sequence
+    def _fail(self, worker: int, sequence: int, error: BaseException) -> None:
         with self.changed:
             if self.error is None:
                 self.error = self._explain(worker, sequence, error)
             self.stopping = True
-            self.idle += 1
+            self.finished[worker] = GONE
             self.progress[worker] = NEVER_WAITED_FOR
             self.changed.notify_all()
+            self.stood.notify()
 
     def _explain(self, worker: int, sequence: int, error: BaseException) -> BaseException:
         if isinstance(error, FreewheelError):

@@ -28,8 +28,8 @@ DATA: dict[str, Callable[[str], Images]] = {
 }
 DEFAULTS = {
     # Small minibatches: staleness costs less per update, and one is enough to keep a core busy.
-    "cnn": Defaults(batch_size=16, lr=0.02, epochs=3),
-    "mlp": Defaults(batch_size=64, lr=DEFAULT_LR, epochs=3),
+    "cnn": Defaults(batch_size=16, lr=DEFAULT_LR, epochs=3),
+    "mlp": Defaults(batch_size=16, lr=DEFAULT_LR, epochs=3),
 }
 METRICS = ("accuracy", "loss")
 
@@ -49,7 +49,7 @@ def images(settings: Settings) -> Recipe:
         >>> from freewheel.recipes.settings import Settings
         >>> recipe = images(Settings(model="mlp"))
         >>> recipe.title, recipe.arguments["batch_size"]
-        ('mlp on fashion-mnist-small', 64)
+        ('mlp on fashion-mnist-small', 16)
     """
     name = choose("data", settings.data, tuple(DATA), "images")
     model = choose("model", settings.model, tuple(DEFAULTS), "images")

@@ -10,10 +10,11 @@ from torch import nn
 
 from freewheel import methods, schedules
 from freewheel.errors import ConfigurationError
-from freewheel.methods import Granularity, Method
+from freewheel.methods import Method
 from freewheel.schedules import Rate
+from freewheel.update import Granularity
 
-SCHEDULES = ("constant", "cosine", "linear")
+SCHEDULES = ("annealed", "constant", "cosine", "linear")
 
 
 class Defaults(NamedTuple):
@@ -31,14 +32,15 @@ class Optimization:
     Attributes:
         lr: learning rate, at the beginning where there is a schedule.
         momentum: in [0, 1).
-        schedule: "constant", or "cosine" or "linear" down to zero at the end of the budget.
+        schedule: "constant", or "cosine" or "linear" down to zero at the end of the budget; "annealed" is
+            "cosine" where the budget plans the samples, else "constant".
         granularity: "model" or "layer".
         batch_size: examples in one worker's minibatch; sequences for text.
     """
 
     lr: float | None = None
     momentum: float | None = None
-    schedule: str = "constant"
+    schedule: str = "annealed"
     granularity: str = "model"
     batch_size: int | None = None
 
@@ -180,7 +182,7 @@ def schedule(name: str, lr: float, has_end: bool) -> float | Rate:
     choose("schedule", name, SCHEDULES, "a recipe")
     if name == "constant":
         return lr
-    if not has_end:
+    if not has_end and name != "annealed":
         raise ConfigurationError(
             f"`schedule` {name!r} needs a known end; give `epochs` or `max_samples`, or use 'constant'"
         )

@@ -27,7 +27,7 @@ from freewheel.recipes.settings import (
 BPTT = 64  # characters of truncated back-propagation through time
 DATA: dict[str, Callable[[], Text]] = {"tiny-shakespeare": data.tiny_shakespeare}
 DEFAULTS = {"lstm": Defaults(batch_size=16, lr=1.0, epochs=2)}
-METRICS = ("loss", "perplexity")
+METRICS = ("loss", "perplexity", "bits_per_character")
 EVALUATION_STREAMS = 32
 
 

@@ -40,15 +40,22 @@ def figures(runs: Sequence[Run]) -> dict[str, Figure]:
     return plots.figures(_checked(runs))
 
 
-def render(runs: Sequence[Run], title: str | None = None) -> str:
+def render(runs: Sequence[Run], title: str | None = None, *, baseline: str | None = None) -> str:
     """The report as a string of HTML; see :func:`write`."""
     from freewheel.report import page, plots
 
     runs = _checked(runs)
-    return page.render(runs, title if title is not None else _title(runs), plots.figures(runs))
+    return page.render(runs, title if title is not None else _title(runs), plots.figures(runs), baseline)
 
 
-def write(runs: Sequence[Run], path: str | Path, title: str | None = None, *, png: bool = False) -> Path:
+def write(
+    runs: Sequence[Run],
+    path: str | Path,
+    title: str | None = None,
+    *,
+    png: bool = False,
+    baseline: str | None = None,
+) -> Path:
     """Writes the report: one HTML file that works offline, in light and dark, and on a phone.
 
     Args:
@@ -56,6 +63,7 @@ def write(runs: Sequence[Run], path: str | Path, title: str | None = None, *, pn
         path: the HTML file; missing folders are made.
         title: the heading; made from the labels if left out.
         png: also write each plot as ``NAME.png`` into the folder ``<stem>-figures`` beside the file.
+        baseline: the label of the synchronous runs to judge by; the fastest if left out, see :func:`verdict`.
 
     Returns:
         The path of the HTML file.
@@ -72,7 +80,7 @@ def write(runs: Sequence[Run], path: str | Path, title: str | None = None, *, pn
         'report.html'
     """
     path = Path(path)
-    page = render(runs, title)
+    page = render(runs, title, baseline=baseline)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8")

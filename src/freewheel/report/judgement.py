@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
+from freewheel.metrics import smaller_is_better
 from freewheel.report import wording
-from freewheel.report.runs import Repeat, Summary, lower_is_better
+from freewheel.report.runs import Repeat, Summary
 
 POINTS = 0.5  # an accuracy that is lower by more than this many percentage points is a loss
 SHARE = 0.01  # the same for metrics that are no accuracy, relative to the baseline
@@ -38,7 +39,7 @@ class Change(NamedTuple):
     worse: bool  # by more than the limit, or not a number at all
 
 
-def verdict(summaries: Sequence[Summary]) -> list[str]:
+def verdict(summaries: Sequence[Summary], baseline: str | None = None) -> list[str]:
     """What a comparison shows, and what it does not, as sentences; the first is the headline.
 
     Runs are paired by seed. A ratio is one of medians, its range that of the pairs. The speed is the time to
@@ -47,8 +48,9 @@ def verdict(summaries: Sequence[Summary]) -> list[str]:
     other metrics). Runs that broke off are left out, and said to be.
 
     Args:
-        summaries: one for each method; those whose method begins with "synchronous" are the baseline, the
-            fastest of them if there are several.
+        summaries: one for each method; those whose method begins with "synchronous" are baselines.
+        baseline: the label of the one to judge by. If left out, it is the first to reach the target, by
+            medians, of those whose every run reached it; without such the one with most samples per second.
 
     Example:
         >>> slow = Summary("sync", "synchronous", "accuracy", (Repeat(0, 10.0, 100.0, 0.9),))
@@ -58,34 +60,49 @@ def verdict(summaries: Sequence[Summary]) -> list[str]:
     """
     broken = [_left_out(one) for one in summaries if len(one.complete) < len(one.repeats)]
     usable = [one for one in summaries if one.complete]
-    baselines = [one for one in usable if one.synchronous]
+    baselines = [one for one in usable if one.synchronous and baseline in (None, one.label)]
     others = [one for one in usable if not one.synchronous]
     if not usable:
         return ["No run came to its end, so there is nothing to compare.", *broken]
     if not baselines:
+        missing = "synchronous run" if baseline is None else f"finished run of the baseline {baseline}"
         return [
-            "There is no synchronous run to compare with, so this says nothing about asynchrony.",
+            f"There is no {missing} to compare with, so this says nothing about asynchrony.",
             *broken,
         ]
     if not others:
         return ["There is no asynchronous run to compare with the synchronous one.", *broken]
-    baseline = max(
-        baselines, key=lambda one: _or(median([run.samples_per_second for run in one.complete]), 0.0)
-    )
-    judged = sorted((_judge(baseline, other) for other in others), key=lambda each: each[:2], reverse=True)
+    best, why = _fastest(baselines)
+    judged = sorted((_judge(best, other) for other in others), key=lambda each: each[:2], reverse=True)
     lines = [line for _, _, sentences in judged for line in sentences]
     if len(baselines) > 1:
-        lines.append(
-            f"The baseline is {baseline.label}, the fastest of {len(baselines)} synchronous methods."
-        )
-    fewest = min(len(_pairs(baseline, other)) for other in others)
+        lines.append(f"The baseline is {best.label}, {why} of {len(baselines)} synchronous methods.")
+    fewest = min(len(_pairs(best, other)) for other in others)
     return [*lines, *_caution(fewest), *broken]
+
+
+def _fastest(baselines: Sequence[Summary]) -> tuple[Summary, str]:
+    """The one to judge by, and in what it is the best.
+
+    Samples per second alone would choose large minibatches, which are quick per sample and late at the
+    target, and asynchrony would be held to less than the synchronous side can do.
+    """
+    times = {
+        position: median(known)
+        for position, one in enumerate(baselines)
+        if len(known := [run.target_seconds for run in one.complete if run.target_seconds is not None])
+        == len(one.complete)
+    }
+    if times:
+        return baselines[min(times, key=times.__getitem__)], "the fastest to the target"
+    rate = max(baselines, key=lambda one: _or(median([run.samples_per_second for run in one.complete]), 0.0))
+    return rate, "the fastest"
 
 
 def _judge(baseline: Summary, other: Summary) -> tuple[int, float, list[str]]:
     """How good (2 faster, 1 unclear, 0 did not pay), the ratio, and the sentences."""
     pairs = _pairs(baseline, other)
-    speed, change = _speed(pairs), _change(pairs, other.metric)
+    speed, change = _speed(pairs), _change(pairs, other)
     reached = _reached(baseline, other)
     over = _pairing(baseline, other, len(pairs))
     facts = f"{_speed_words(speed, baseline.label, over)}{_change_words(change, other.metric, len(pairs))}."
@@ -156,9 +173,9 @@ def _positive(first: Repeat, second: Repeat) -> bool:
     return first.samples_per_second > 0 and second.samples_per_second > 0
 
 
-def _change(pairs: Pairs, metric: str) -> Change:
-    sign = -1.0 if lower_is_better(metric) else 1.0
-    points = metric == "accuracy"
+def _change(pairs: Pairs, summary: Summary) -> Change:
+    sign = -1.0 if smaller_is_better(summary.metric, summary.target) else 1.0
+    points = summary.metric == "accuracy"
     unit, limit, scale = (" points", POINTS, 100.0) if points else (" %", 100 * SHARE, 100.0)
     sound = [(a.metric, b.metric) for a, b in pairs if math.isfinite(a.metric)]
     if not sound:  # the baseline measured nothing: there is nothing to be worse than

@@ -41,7 +41,9 @@ class Plot(NamedTuple):
     table: Table | None
 
 
-def render(runs: Sequence[Run], title: str, figures: Mapping[str, Figure]) -> str:
+def render(
+    runs: Sequence[Run], title: str, figures: Mapping[str, Figure], baseline: str | None = None
+) -> str:
     """The page as a string."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -57,7 +59,7 @@ def render(runs: Sequence[Run], title: str, figures: Mapping[str, Figure]) -> st
         label=runs[0].label if single else "",
         lead=headline(runs[0]) if single else "",
         warnings=_warnings(runs[0]) if single else [],
-        verdict=[] if single else verdict(summaries),
+        verdict=[] if single else verdict(summaries, baseline),
         tiles=tables.tiles(runs[0]) if single else [],
         overview=[] if single else [tables.methods(summaries)],
         plots=[_plot(name, figure, runs) for name, figure in figures.items()],
@@ -90,7 +92,7 @@ def _warnings(run: Run) -> list[str]:
     failures = [event for event in run.events if isinstance(event, WorkerFailed)]
     ended += [f"Worker {one.worker} failed in its step {one.sequence}: {one.error}" for one in failures]
     if run.started.target and run.complete and run.finished.target_seconds is None:
-        name, wanted = run.started.target
+        name, wanted = run.started.target[:2]
         ended.append(f"The target, {name} {wanted:g}, was not reached.")
     return ended
 

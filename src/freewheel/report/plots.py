@@ -104,9 +104,9 @@ def metric_curve(runs: Sequence[Run], metric: str, by: str) -> Figure | None:
     """The metric of every run over seconds or samples."""
     groups = {label: [curve(run, metric, by) for run in group] for label, group in grouped(runs).items()}
     axis = "training seconds" if by == "seconds" else "samples"
-    targets = {run.started.target for run in runs if run.started.target and run.started.target[0] == metric}
+    goals = {run.started.target[1] for run in runs if run.started.target and run.started.target[0] == metric}
     title = f"{metric[:1].upper()}{metric[1:]} against {axis}"
-    target = next(iter(targets))[1] if len(targets) == 1 else None
+    target = next(iter(goals)) if len(goals) == 1 else None
     return _lines(groups, title, axis, dots=metric != TRAINING_LOSS, target=target)
 
 

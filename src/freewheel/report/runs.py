@@ -11,6 +11,7 @@ from pathlib import Path
 
 from freewheel.errors import DataError
 from freewheel.events import Evaluated, Event, RunFinished, RunStarted, Tick, read
+from freewheel.metrics import Target
 
 EVENTS_FILE = "events.jsonl"
 UNFINISHED = "unfinished"  # the reason of a run whose record ends without RunFinished
@@ -171,7 +172,7 @@ class Summary:
     method: str
     metric: str  # the name of the metric in `repeats`
     repeats: tuple[Repeat, ...]
-    target: tuple[str, float] | None = None
+    target: Target | None = None
 
     @property
     def synchronous(self) -> bool:
@@ -191,15 +192,6 @@ def main_metric(runs: Iterable[Run]) -> str:
     known |= {name for run in runs for evaluation in run.evaluations for name in evaluation.metrics}
     wanted = ["accuracy", *(run.started.target[0] for run in runs if run.started.target), "loss"]
     return next((name for name in wanted if name in known), min(known, default=TRAINING_LOSS))
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether smaller values of the metric are better.
-
-    >>> lower_is_better("loss"), lower_is_better("accuracy")
-    (True, False)
-    """
-    return any(word in metric.lower() for word in ("loss", "error", "perplexity", "rmse", "mse", "mae"))
 
 
 def final_metric(run: Run, metric: str) -> float:

@@ -86,7 +86,7 @@ def tiles(run: Run) -> list[Tile]:
         ),
     ]
     if run.started.target:
-        name, wanted = run.started.target
+        name, wanted = run.started.target[:2]
         reached = done.target_seconds
         when = wording.duration(reached) if reached is not None else "not reached"
         made.insert(1, Tile("Time to target", when, f"{name} {wanted:g}"))

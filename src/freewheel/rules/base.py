@@ -73,7 +73,8 @@ class Rule(NamedTuple):
 
     Attributes:
         scope: "piece" when the rule works on any part of an update, "update" when it needs the whole (a
-        norm). init: makes the state for a span.
+            norm).
+        init: makes the state for a span.
         apply: changes the update in place and returns it, or returns None after setting ``context.verdict``.
         describe: the settings, for the report: ``"sgd(lr=0.05, momentum=0.9)"``.
         descends: True for the rule that writes the weights; a chain ends with exactly one.

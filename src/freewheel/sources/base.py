@@ -11,7 +11,7 @@ import contextlib
 import itertools
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -58,8 +58,8 @@ class Source(ABC):
         samples: number of examples in an epoch; None when unknown.
         batch_size: examples in a full batch.
         ended: an epoch of unknown length is over; opening begins the next.
-        lock: held while a source that cannot be indexed hands out its next batch; an engine with threads
-            sets a real one.
+        lock: held while the next number, or the next batch of a source that cannot be indexed, is handed
+            out; an engine with threads sets a real one.
     """
 
     batches: int | None
@@ -80,14 +80,12 @@ class Source(ABC):
 
     def take(self) -> Lease | None:
         """The next batch, or None when the opened ones are used up. May be called by several threads."""
-        return self.take_number(self._take_back() if self._returned else next(self._next))
+        return self.take_number(self._take_next())
 
-    def _take_back(self) -> int:
-        """A number that was given back; another thread may have been faster."""
-        try:
-            return self._returned.popleft()
-        except IndexError:
-            return next(self._next)
+    def _take_next(self) -> int:
+        """A number that was given back, or the next; counting is atomic under the interpreter lock only."""
+        with self.lock:
+            return self._returned.popleft() if self._returned else next(self._next)
 
     def take_number(self, number: int) -> Lease | None:
         """The batch with this number, or None when it is not open."""
@@ -110,6 +108,10 @@ class Source(ABC):
     def first(self) -> Batch:
         """The first batch, without taking it: for checks before the run."""
 
+    def short(self) -> Batch | None:
+        """The short batch at the end of an epoch, for checks before the run; None if there is none."""
+        return None
+
     def samples_before(self, number: int) -> int | None:
         """Examples in the batches before ``number``; None when the length of an epoch is unknown."""
         if self.batches is None or self.samples is None:
@@ -129,12 +131,14 @@ def check_batch_size(batch_size: Any) -> None:
 
 
 def count_samples(batch: Batch) -> int:
-    """Number of examples in a batch: the length of its first tensor."""
+    """Number of examples in a batch: the length of its first tensor, or of its first plain list."""
     if isinstance(batch, Tensor):
         return len(batch) if batch.dim() else 1
-    if isinstance(batch, dict):
+    if isinstance(batch, Mapping):
         batch = list(batch.values())
-    for item in batch if isinstance(batch, list | tuple) else ():
-        if isinstance(item, Tensor | list | tuple | dict):
-            return count_samples(item)
-    return 1
+    items = batch if isinstance(batch, list | tuple) else []
+    nested = [item for item in items if isinstance(item, Tensor | list | tuple | Mapping)]
+    if not nested:
+        return max(1, len(items))
+    tensors = [item for item in nested if isinstance(item, Tensor) and item.dim()]
+    return count_samples((tensors or nested)[0])

@@ -78,6 +78,12 @@ class Indexed(Source):
         """The first batch of the run."""
         return self.fetch(0).batch
 
+    def short(self) -> Batch | None:
+        """The last batch of the first epoch, if it has fewer examples."""
+        if self._count == 1 or self._size % self.batch_size == 0 or self.samples != self._size:
+            return None
+        return self.fetch(self._count - 1).batch
+
     def _order(self, epoch: int) -> Tensor:
         if not self._shuffle:
             order = torch.arange(self._size)
@@ -97,7 +103,10 @@ def tensors(*columns: Tensor) -> Callable[[Tensor], Batch]:
     def fetch(indices: Tensor) -> Batch:
         return tuple([torch.index_select(column, 0, indices) for column in columns])
 
-    return fetch
+    def fetch_on_device(indices: Tensor) -> Batch:
+        return tuple([torch.index_select(column, 0, indices.to(column.device)) for column in columns])
+
+    return fetch if all(column.is_cpu for column in columns) else fetch_on_device
 
 
 def dataset_fetch(dataset: Any, collate: Callable[[list[Any]], Batch]) -> Callable[[Tensor], Batch]:

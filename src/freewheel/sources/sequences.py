@@ -87,7 +87,7 @@ class Sequences(Source):
             stream = self._ready.popleft()
         except IndexError:
             return None
-        number = self._take_back() if self._returned else next(self._next)
+        number = self._take_next()
         if self._limit is not None and number >= self._limit:
             self._ready.appendleft(stream)
             return None

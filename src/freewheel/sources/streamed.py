@@ -98,7 +98,7 @@ class Streamed(Source):
         if not self._given:
             raise DataError(
                 "`data` gave no batch; an iterable must give at least one in every epoch (a generator can"
-                " be read only once: give a list, a Dataset or a DataLoader)"
+                " be read only once: give a Dataset or a DataLoader)"
             )
         if self.batches is not None and self._given >= self.batches:
             return self._read_one()

@@ -65,6 +65,10 @@ class WorkerContext:
         if update.last:
             self.receipt = receipt
 
+    def dissolve(self) -> None:
+        """Lets go of the replica: hooks on its weights refer to this context, and cycles are freed late."""
+        self.module, self.weights = nn.Module(), []
+
     def give_up(self, samples: int, reason: str) -> None:
         """Closes the step without an update; the ledger shows the reason."""
         if self.statistics.numel():

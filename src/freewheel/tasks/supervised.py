@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from freewheel.errors import ConfigurationError
 from freewheel.sources import Batch, Carry, Lease
 from freewheel.tasks.base import StepReport, WorkerContext
-from freewheel.update import Update
+from freewheel.update import Granularity, Update
 
 Loss = Callable[[Any, Any], Tensor]
 Step = Callable[[nn.Module, Batch], Tensor]
 Metric = Callable[[Any, Any], Any]
-Granularity = Literal["model", "layer"]
 
 
 @final
@@ -175,6 +174,8 @@ class Supervised:
             if self.channels_last and batch.dim() == 4 and batch.is_floating_point():
                 batch = batch.contiguous(memory_format=torch.channels_last)
             return batch
+        if isinstance(batch, Mapping) and not isinstance(batch, dict) and hasattr(batch, "to"):
+            return batch if self.device is None else batch.to(self.device)  # Hugging Face's BatchEncoding
         if isinstance(batch, dict):
             return {key: self.place(value) for key, value in batch.items()}
         if isinstance(batch, tuple) and hasattr(batch, "_fields"):

@@ -17,7 +17,7 @@ from benchmarks.reporting import Check, Report, Table, with_interval
 from benchmarks.stats import ratio_of_medians_interval, spread
 
 GOAL = 1.4
-BATCHES, RATES = (16, 32, 64), (0.02, 0.05, 0.1)
+BATCHES, RATES = (32, 64, 128), (0.01, 0.02, 0.05)
 HOGWILD, SYNCHRONOUS = "Hogwild!", "synchronous"
 SIDES: dict[str, list[Values]] = {
     HOGWILD: [{"method": "hogwild", "workers": 2, "intra_op_threads": 1}],

@@ -23,7 +23,8 @@ model's first weights, the seed of the order of the data, batch size, number of 
 that is not the method. Settings are the library's defaults; both methods' are listed below. Synchronous
 training is one worker with one intra-op thread: more would change the speed and the rounding only, and speed
 is not what is measured here. The difference is taken seed by seed; its interval is Student's for paired
-differences. Training of Hogwild! is not reproducible bit for bit: its differences have the spread of its races in them.
+differences. Training of Hogwild! is not reproducible bit for bit: its differences have the spread of its
+races in them.
 
 The accuracy is on the test images, at the end: no run was chosen by it.
 """

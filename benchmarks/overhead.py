@@ -15,6 +15,7 @@ from benchmarks.reporting import Check, Report, Table, number, with_interval
 from benchmarks.stats import median_lower_bound, paired_ratios, spread
 
 TARGET = 0.95
+ENGINES = ("threads", "serial")
 CASES = (("mlp", 16), ("mlp", 64), ("cnn", 16))
 BARE, FUSED, CONTIGUOUS = "bare loop", "bare loop, fused optimizer", "bare loop, contiguous"
 METHOD = """
@@ -25,7 +26,7 @@ at every step, the number of samples. Convolutions are channels_last on both sid
 by itself). Only the training itself is timed on either side; what `fit` takes before and after is in a table
 of its own.
 
-All variants of a case take turns in one process, in slices of about a second and in a random order within
+All variants of a case take turns in one process, in slices of about half a second and in a random order within
 each round; the ratio is formed within a round. In one process, because thirty pairs of fresh ones would take
 an hour and the neighbouring slices of a pair see the same machine; each case has a process of its own, and
 every variant a warm-up.
@@ -37,14 +38,21 @@ would flatter it.
 
 
 def main(argv: Sequence[str] | None = None) -> Report:
-    options = harness.arguments(__doc__, 30, argv)
+    parser = harness.parser(__doc__, 30)
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES, help="default: both")
+    options = parser.parse_args(argv)
     environment = harness.environment()
     reporting.warn_if_busy(environment)
     settings = _settings(options)
     results: dict[str, Values] = {}
     for model, batch in CASES:
         case = f"{model.upper()}, batch {batch}"
-        arguments = {**settings, "model": model, "batch_size": batch, "variants": _variants(model)}
+        arguments = {
+            **settings,
+            "model": model,
+            "batch_size": batch,
+            "variants": _variants(model, options.engines),
+        }
         harness.say(f"{case}: {settings['rounds']} rounds")
         results[case] = harness.fresh_process(Contestant(case, "slices", 1, arguments), 0)
     tables, checks = [], []
@@ -59,13 +67,13 @@ def main(argv: Sequence[str] | None = None) -> Report:
 def _settings(options: argparse.Namespace) -> Values:
     return {
         "rounds": harness.repeats_of(options),
-        "slice_seconds": 0.05 if options.quick else 1.0,
+        "slice_seconds": 0.05 if options.quick else 0.5,
         "warmup_seconds": 0.05 if options.quick else 2.0,
         "data": harness.data_at_hand()["data"],
     }
 
 
-def _variants(model: str) -> list[dict[str, Any]]:
+def _variants(model: str, engines: Sequence[str]) -> list[dict[str, Any]]:
     last = model == "cnn"
     loops: list[dict[str, Any]] = [
         {"label": BARE, "kind": "bare", "channels_last": last},
@@ -76,7 +84,7 @@ def _variants(model: str) -> list[dict[str, Any]]:
     fits = [
         {"label": f"fit, {method}, {engine}", "kind": "fit", "method": method, "engine": engine}
         for method in ("hogwild", "synchronous")
-        for engine in ("threads", "serial")
+        for engine in engines
     ]
     return loops + fits
 

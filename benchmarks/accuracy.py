@@ -16,7 +16,7 @@ from benchmarks.reporting import Check, Report, Table
 from benchmarks.stats import mean_interval, spread
 
 WITHIN_POINTS, FLOOR = 0.5, 0.895
-HOGWILD, SYNCHRONOUS = "Hogwild!, 2 workers", "synchronous, 1 worker, 2 intra-op threads"
+HOGWILD, SYNCHRONOUS = "Hogwild!, 2 workers", "synchronous, 1 worker"
 METHOD = """
 Test accuracy after the same number of samples, each run in a fresh process. Held equal within a pair: the
 model's first weights, the seed of the order of the data, batch size, number of samples, and everything else

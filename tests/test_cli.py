@@ -295,3 +295,14 @@ def test_importing_freewheel_loads_nothing_that_only_commands_and_reports_need()
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_folder_of_comparisons_stands_for_its_newest(tmp_path: Path) -> None:
+    from freewheel.commands.report import _latest
+
+    for name in ("20260101-000000", "20260102-000000"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "comparison.json").write_text("{}")
+    assert _latest(tmp_path) == tmp_path / "20260102-000000"
+    assert _latest(tmp_path / "20260101-000000") == tmp_path / "20260101-000000"
+    assert _latest(tmp_path / "none") == tmp_path / "none"

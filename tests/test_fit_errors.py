@@ -556,3 +556,17 @@ def test_what_an_evaluation_function_gives_becomes_plain_numbers() -> None:
     result = freewheel.fit(nn.Linear(4, 3), rows(), loss=ce, workers=1, evaluate=lambda module: measured)
     assert result.metrics == {"accuracy": 0.5, "seen": 3.0}
     assert {type(value) for value in result.metrics.values()} == {float}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": nn.CrossEntropyLoss}, r"`loss` is a class; make one of it: CrossEntropyLoss\(\)"),
+        ({"loss": lambda prediction, target: 0.5}, r"got float; return the loss itself, without \.item\(\)"),
+        ({"target": ("accuracy", 95), "evaluate": rows()}, r"accuracy is a share from 0 to 1, got 95"),
+    ],
+)
+def test_common_slips_are_told_what_they_are(changes: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"loss": ce, "workers": 1, **changes}
+    with pytest.raises(ConfigurationError, match=message):
+        freewheel.fit(nn.Linear(4, 3), rows(), **arguments)

@@ -51,6 +51,14 @@ class Stop:
     def _check_target(self) -> None:
         if self.target is None:
             return
+        if (
+            self.target[:1] == ("accuracy",)
+            and isinstance(self.target[1], int | float)
+            and self.target[1] > 1
+        ):
+            raise ConfigurationError(
+                f"`target` accuracy is a share from 0 to 1, got {self.target[1]!r}; 95 % is ('accuracy', 0.95)"
+            )
         match self.target:
             case (str(), int() | float() as goal) if math.isfinite(goal):
                 return

@@ -58,9 +58,15 @@ def _batch(give: Callable[[], Any]) -> Any:
 
 
 def _check_loss(loss: Any) -> None:
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise ConfigurationError(f"the loss must be a scalar tensor, got {got}; take its mean: loss.mean()")
+    if not isinstance(loss, Tensor):
+        raise ConfigurationError(
+            f"the loss must be a scalar tensor, got {type(loss).__name__}; return the loss itself, without"
+            " .item(), and leave backward() to the library"
+        )
+    if loss.numel() != 1:
+        raise ConfigurationError(
+            f"the loss must be a scalar tensor, got shape {tuple(loss.shape)}; take its mean: loss.mean()"
+        )
     if not loss.requires_grad:
         raise ConfigurationError(
             "the loss does not depend on a trainable parameter; compute it from the module's output, without"

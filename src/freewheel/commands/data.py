@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from freewheel.commands.shell import err, out, reported
 from freewheel.data import catalogue
@@ -23,7 +23,8 @@ def list_sets() -> None:
     FREEWHEEL_DATA names a folder that holds sets already; downloads go to FREEWHEEL_CACHE, which is
     ~/.cache/freewheel by default.
     """
-    table = Table("Name", "Description", "Size", "Licence", "Where")
+    name = Column("Name", no_wrap=True, min_width=max(len(data.name) for data in catalogue()))
+    table = Table(name, "Description", "Size", "Licence", "Where")
     for data in catalogue():
         here = data.present()
         missing = f"not here: freewheel data fetch {data.name}"

@@ -46,7 +46,7 @@ BatchSize = Annotated[
         metavar="N",
         rich_help_panel=_HOW,
         show_default=False,
-        help="Examples in one worker's minibatch. Default: cnn 16, mlp 64, lstm 16.",
+        help="Examples in one worker's minibatch. Default: 16.",
     ),
 ]
 LearningRate = Annotated[

@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 
 from freewheel.commands.shell import out, reported
-from freewheel.compare import recorded
+from freewheel.compare import INDEX, recorded
 from freewheel.comparison import Comparison
 from freewheel.report import Run
-from freewheel.rundir import REPORT
+from freewheel.rundir import EVENTS, REPORT
 
 
 @reported
@@ -44,6 +44,7 @@ def report(
 
       freewheel report runs/first runs/second -o both.html
     """
+    folders = [_latest(folder) for folder in folders]
     kept = recorded(folders[0]) if len(folders) == 1 else None  # one folder has a baseline of its own
     comparison = kept or Comparison(tuple(gather(folders)))
     path = comparison.report(output or (folders[0] / REPORT if len(folders) == 1 else Path(REPORT)), png=png)
@@ -69,6 +70,14 @@ def gather(folders: Sequence[Path]) -> list[Run]:
         return run.label if len(kinds) == 1 else f"{run.label} ({kinds[_kind(run)]})"
 
     return [Run(label(run), run.events) for _, run in found]
+
+
+def _latest(folder: Path) -> Path:
+    """The folder itself, or the newest comparison in it (``runs/demo`` holds one for every demo)."""
+    if (folder / INDEX).is_file() or (folder / EVENTS).is_file():
+        return folder
+    inside = sorted(index.parent for index in folder.glob(f"*/{INDEX}"))
+    return inside[-1] if inside else folder
 
 
 def _runs(folder: Path) -> Sequence[Run]:

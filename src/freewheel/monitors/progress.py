@@ -186,6 +186,8 @@ def summary(done: RunFinished, run: RunStarted) -> str:
     if updates:
         mean = sum(value * count for value, count in done.staleness.items()) / updates
         parts.append(f"mean staleness {mean:.2f}")
+    dropped = done.ledger.get("dropped") or {}
+    parts += [f"{wording.plural(count, 'update')} dropped ({reason})" for reason, count in dropped.items()]
     parts += [f"peak memory {wording.size(done.peak_rss_bytes)}"] if done.peak_rss_bytes else []
     return ", ".join(parts)
 

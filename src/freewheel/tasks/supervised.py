@@ -69,6 +69,8 @@ class Supervised:
     def _check_callables(self) -> None:
         functions: dict[str, Any] = {"loss": self.loss, "step": self.step_function, **self.metrics}
         for name, function in functions.items():
+            if isinstance(function, type) and issubclass(function, nn.Module):
+                raise ConfigurationError(f"`{name}` is a class; make one of it: {function.__name__}()")
             if function is not None and not callable(function):
                 where = f"`metrics`[{name!r}]" if name in self.metrics else f"`{name}`"
                 raise ConfigurationError(f"{where} must be a function, got {function!r}")

@@ -51,14 +51,7 @@ class Stop:
     def _check_target(self) -> None:
         if self.target is None:
             return
-        if (
-            self.target[:1] == ("accuracy",)
-            and isinstance(self.target[1], int | float)
-            and self.target[1] > 1
-        ):
-            raise ConfigurationError(
-                f"`target` accuracy is a share from 0 to 1, got {self.target[1]!r}; 95 % is ('accuracy', 0.95)"
-            )
+        self._check_share(self.target)
         match self.target:
             case (str(), int() | float() as goal) if math.isfinite(goal):
                 return
@@ -68,6 +61,14 @@ class Stop:
             "`target` must be a metric and a number, ('accuracy', 0.9), and may end in 'min' or 'max', got"
             f" {self.target!r}"
         )
+
+    @staticmethod
+    def _check_share(target: Target) -> None:
+        match target:
+            case ("accuracy", int() | float() as goal, *_) if goal > 1:
+                raise ConfigurationError(
+                    f"`target` accuracy is a share from 0 to 1, got {goal!r}; 95 % is ('accuracy', 0.95)"
+                )
 
     def check_metrics(self, names: Iterable[str]) -> None:
         """Refuses a target that is not among the metrics.

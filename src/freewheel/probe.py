@@ -102,8 +102,8 @@ def _backward_by_layers(weights: list[nn.Parameter], loss: Tensor) -> int:
         used.append(True)
 
     for weight in weights:
-        weight.register_post_accumulate_grad_hook(free)  # type: ignore[no-untyped-call]
-    loss.backward()  # type: ignore[no-untyped-call]
+        weight.register_post_accumulate_grad_hook(free)  # type: ignore[no-untyped-call]  # torch's is untyped
+    loss.backward()  # type: ignore[no-untyped-call]  # torch's is untyped
     return len(used)
 
 
@@ -126,7 +126,7 @@ def _copy(module: nn.Module, channels_last: bool) -> nn.Module:
             f"`model` ({type(module).__name__}) cannot be copied for the workers: {error}"
         ) from error
     if channels_last:
-        twin = twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        twin = twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
     return twin if module.training else twin.train()
 
 

@@ -45,7 +45,7 @@ class _Renderer(RendererSVG):
     """
 
     def __init__(self, width: float, height: float, buffer: io.StringIO) -> None:
-        super().__init__(width, height, buffer)  # type: ignore[no-untyped-call]
+        super().__init__(width, height, buffer)  # type: ignore[no-untyped-call]  # Matplotlib's is untyped
         self.words: list[_Word] = []
 
     def draw_text(
@@ -85,7 +85,7 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     try:
         renderer = _Renderer(width, height, buffer)
         figure.draw(renderer)
-        renderer.finalize()  # type: ignore[no-untyped-call]
+        renderer.finalize()  # type: ignore[no-untyped-call]  # Matplotlib's is untyped
     finally:
         figure.set_dpi(dpi)
     words = "\n".join(_element(word) for word in renderer.words)

@@ -85,7 +85,7 @@ class Supervised:
         if self.granularity == "layer":
             for entry, weight in enumerate(context.weights):
                 hook = partial(_push_piece, context, entry)
-                weight.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+                weight.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]  # torch's is untyped
 
     def step(self, context: WorkerContext, lease: Lease, state: None) -> StepReport:
         """Forward, backward, push."""
@@ -133,7 +133,7 @@ class Supervised:
             context.give_up(lease.samples, "non-finite loss")
             return value
         context.samples = lease.samples
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's is untyped
         context.push(
             Update(
                 [],

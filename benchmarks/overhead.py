@@ -26,7 +26,7 @@ at every step, the number of samples. Convolutions are channels_last on both sid
 by itself). Only the training itself is timed on either side; what `fit` takes before and after is in a table
 of its own.
 
-All variants of a case take turns in one process, in slices of half a second and in a random order within
+All variants of a case take turns in one process, in slices of about a second and in a random order within
 each round; the ratio is formed within a round. In one process, because thirty pairs of fresh ones would take
 an hour and the neighbouring slices of a pair see the same machine; each case has a process of its own, and
 every variant a warm-up.
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
 def _settings(options: argparse.Namespace) -> Values:
     return {
         "rounds": harness.repeats_of(options),
-        "slice_seconds": 0.05 if options.quick else 0.5,
+        "slice_seconds": 0.05 if options.quick else 1.0,
         "warmup_seconds": 0.05 if options.quick else 2.0,
         "data": harness.data_at_hand()["data"],
     }

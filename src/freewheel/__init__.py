@@ -9,6 +9,7 @@
 - ``train.py`` fit(), the front door; ``compare.py`` several methods with equal budgets
 - ``monitors/`` who listens; ``report/`` events -> HTML and plots; ``commands/`` the command line
 - ``data/`` loaders and embedded sets; ``recipes/`` example models and runs
+- ``machine.py`` cores and allocator; ``randomness.py`` borrowed generators; ``errors.py``, ``metrics.py``
 """
 
 from freewheel import data, monitors, rules, schedules

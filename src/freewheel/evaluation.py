@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from freewheel.errors import ConfigurationError, DataError
+from freewheel.randomness import generators_kept
 from freewheel.sources import Lease, Source
 from freewheel.tasks import Task
 
@@ -39,7 +40,7 @@ def check_metrics(module: nn.Module, task: Task[Any], source: Source) -> set[str
     batch = source.first()
     twin = copy.deepcopy(module).eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), generators_kept(module):
             return set(task.measure(twin, batch, None)[0])
     except Exception as error:
         raise ConfigurationError(
@@ -54,7 +55,7 @@ def check_function(module: nn.Module, measure: Callable[[nn.Module], dict[str, f
     Raises:
         ConfigurationError: the function fails, or does not give a dictionary.
     """
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), generators_kept(module):
         try:
             metrics = measure(copy.deepcopy(module).eval())
         except Exception as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from freewheel.errors import ConfigurationError, DataError, FreewheelError
 from freewheel.params import running_statistics
+from freewheel.randomness import generators_kept
 from freewheel.sources import Carry, Lease, Source
 from freewheel.tasks import Supervised
 
@@ -25,7 +25,7 @@ def check_step(module: nn.Module, task: Supervised, source: Source) -> None:
         ConfigurationError: the model does not fit the data, or the loss is no scalar that depends on the
             weights.
     """
-    with _generators_kept(module):
+    with generators_kept(module):
         twin = _copy(module, task.channels_last)
         before = [*running_statistics(twin), *twin.named_parameters()]
         places = [tensor.data_ptr() for _, tensor in before]
@@ -41,11 +41,6 @@ def check_step(module: nn.Module, task: Supervised, source: Source) -> None:
             f"the loss of the first batch is {loss.item()}; look for NaN or Inf in the inputs and for labels"
             " out of range"
         )
-
-
-def _generators_kept(module: nn.Module) -> AbstractContextManager[None]:
-    device = next(module.parameters()).device
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def _batch(give: Callable[[], Any]) -> Any:

@@ -12,6 +12,7 @@ from torch import nn
 from freewheel.evaluation import numbers
 from freewheel.events import Event, Monitor
 from freewheel.job import Job, Result
+from freewheel.randomness import generators_kept
 
 
 class Engine(Protocol):
@@ -52,7 +53,6 @@ def quiet(monitor: Monitor) -> Monitor:
 @contextmanager
 def seeded(job: Job) -> Iterator[None]:
     """PyTorch's generators are seeded for the run, and are as before after it."""
-    device = next(job.module.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with generators_kept(job.module):
         torch.manual_seed(job.setup.seed)
         yield

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from freewheel.server import Receipt
 from freewheel.sources import Batch, Lease
-from freewheel.update import Update
+from freewheel.update import WHOLE, Update
 
 S = TypeVar("S")
 
@@ -42,7 +42,7 @@ class WorkerContext:
         deliver: hands an update to the server, now or when this worker's turn comes.
         version: of the weights, when this worker last pulled.
         sequence: number of the step under way, from 0.
-        samples: of the step under way, for the pieces that hooks push.
+        samples: examples of the step under way; a task sets it before it pushes.
         receipt: what became of the last push; None while it has not been delivered.
     """
 
@@ -65,15 +65,31 @@ class WorkerContext:
         if update.last:
             self.receipt = receipt
 
-    def dissolve(self) -> None:
-        """Lets go of the replica: hooks on its weights refer to this context, and cycles are freed late."""
-        self.module, self.weights = nn.Module(), []
+    def push_gradients(
+        self, gradients: list[Tensor | None], entries: tuple[int, ...] = WHOLE, last: bool = True
+    ) -> None:
+        """Pushes gradients of the step under way; the last push carries the running statistics.
 
-    def give_up(self, samples: int, reason: str) -> None:
+        Args:
+            gradients: one per entry, of the weights' shapes.
+            entries: which trainable entries they are of; ``WHOLE`` is all.
+            last: nothing of this step follows.
+        """
+        update = Update(gradients, entries, self.version, self.worker, self.sequence, self.samples, last)
+        if last and self.statistics.numel():
+            update.buffers = self.statistics
+        self.push(update)
+
+    def give_up(self, reason: str) -> None:
         """Closes the step without an update; the ledger shows the reason."""
         if self.statistics.numel():
             self.statistics.copy_(self.shared_statistics)
-        self.push(Update([], (), self.version, self.worker, self.sequence, samples, rejected=reason))
+        update = Update([], WHOLE, self.version, self.worker, self.sequence, self.samples, rejected=reason)
+        self.push(update)
+
+    def dissolve(self) -> None:
+        """Lets go of the replica: hooks on its weights refer to this context, and cycles are freed late."""
+        self.module, self.weights = nn.Module(), []
 
 
 class Task(Protocol[S]):

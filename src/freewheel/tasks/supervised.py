@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from freewheel.errors import ConfigurationError
-from freewheel.sources import Batch, Carry, Lease
+from freewheel.sources import Batch, Carry, Lease, count_samples
 from freewheel.tasks.base import StepReport, WorkerContext
-from freewheel.update import Granularity, Update
+from freewheel.update import Granularity
 
 Loss = Callable[[Any, Any], Tensor]
 Step = Callable[[nn.Module, Batch], Tensor]
@@ -89,15 +89,16 @@ class Supervised:
 
     def step(self, context: WorkerContext, lease: Lease, state: None) -> StepReport:
         """Forward, backward, push."""
+        context.samples = lease.samples
         if self.autocast:
             with self._precision():
                 loss, carried = self._forward(context.module, lease.batch, lease.carry)
         else:
             loss, carried = self._forward(context.module, lease.batch, lease.carry)
         if self.granularity == "layer":
-            value = self._push_layers(context, lease, loss)
+            value = self._push_layers(context, loss)
         else:
-            value = self._push_whole(context, lease, loss)
+            value = self._push_whole(context, loss)
         if lease.carry is not None:
             # A state that is not finite would spoil every later segment of the stream.
             lease.carry.value = carried if math.isfinite(value) else None
@@ -108,49 +109,26 @@ class Supervised:
         with self._precision():
             return self._forward(module, lease.batch, lease.carry)[0]
 
-    def _push_whole(self, context: WorkerContext, lease: Lease, loss: Tensor) -> float:
+    def _push_whole(self, context: WorkerContext, loss: Tensor) -> float:
         gradients = torch.autograd.grad(loss, context.weights, allow_unused=True)
         value = loss.item()
         if not math.isfinite(value):
-            context.give_up(lease.samples, "non-finite loss")
+            context.give_up("non-finite loss")
             return value
-        context.push(
-            Update(
-                list(gradients),
-                (),
-                context.version,
-                context.worker,
-                context.sequence,
-                lease.samples,
-                buffers=_statistics(context),
-            )
-        )
+        context.push_gradients(list(gradients))
         return value
 
-    def _push_layers(self, context: WorkerContext, lease: Lease, loss: Tensor) -> float:
+    def _push_layers(self, context: WorkerContext, loss: Tensor) -> float:
         value = loss.item()  # before the backward pass, which already updates
         if not math.isfinite(value):
-            context.give_up(lease.samples, "non-finite loss")
+            context.give_up("non-finite loss")
             return value
-        context.samples = lease.samples
         loss.backward()  # type: ignore[no-untyped-call]  # torch's is untyped
-        context.push(
-            Update(
-                [],
-                (),
-                context.version,
-                context.worker,
-                context.sequence,
-                lease.samples,
-                buffers=_statistics(context),
-            )
-        )
+        context.push_gradients([])
         return value
 
     def measure(self, module: nn.Module, batch: Batch, carry: Any) -> tuple[dict[str, float], int, Any]:
         """Sums over a batch of the loss, of the accuracy for integer classes, and of the user's metrics."""
-        from freewheel.sources import count_samples
-
         batch = self.place(batch)
         with self._precision():
             if self.step_function is not None:
@@ -213,21 +191,7 @@ class Supervised:
 
 def _push_piece(context: WorkerContext, entry: int, weight: Tensor) -> None:
     gradient, weight.grad = weight.grad, None
-    context.push(
-        Update(
-            [gradient],
-            (entry,),
-            context.version,
-            context.worker,
-            context.sequence,
-            context.samples,
-            last=False,
-        )
-    )
-
-
-def _statistics(context: WorkerContext) -> Tensor | None:
-    return context.statistics if context.statistics.numel() else None
+    context.push_gradients([gradient], (entry,), last=False)
 
 
 def _is_classification(prediction: Any, target: Any) -> bool:

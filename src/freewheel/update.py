@@ -33,6 +33,10 @@ class Update:
         incarnation: which life of the worker; a restarted worker has a higher one.
         rejected: why the worker itself gives this step up ("non-finite loss"); empty for a good update.
         buffers: the worker's floating-point buffers (BatchNorm statistics) after the step, or None.
+        versions: of every shard, where there are several; else empty, and ``version`` tells.
+        pulled: the weights that the gradients were computed at, aligned with them, read only; None where
+            no rule needs them.
+        wire_bytes: what the gradients take on a network after compression; None: four bytes an element.
     """
 
     gradients: list[Tensor | None]
@@ -45,3 +49,6 @@ class Update:
     incarnation: int = 0
     rejected: str = ""
     buffers: Tensor | None = field(default=None, repr=False)
+    versions: tuple[int, ...] = ()
+    pulled: list[Tensor] | None = field(default=None, repr=False)
+    wire_bytes: int | None = None

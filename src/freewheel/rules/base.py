@@ -56,6 +56,8 @@ class RuleContext:
         worker: who pushed.
         workers: how many workers there are.
         verdict: "applied"; a rule that returns None sets it to "absorbed" or to the reason of the drop.
+        released: how many updates that were absorbed before go into, or are given up with, this one.
+        generator: for rules that draw; a worker's is seeded by (seed, worker), a server's by the seed.
     """
 
     names: tuple[str, ...] = ()
@@ -66,6 +68,8 @@ class RuleContext:
     worker: int = 0
     workers: int = 1
     verdict: str = "applied"
+    released: int = 0
+    generator: torch.Generator | None = None
 
 
 class Rule(NamedTuple):
@@ -78,6 +82,9 @@ class Rule(NamedTuple):
         apply: changes the update in place and returns it, or returns None after setting ``context.verdict``.
         describe: the settings, for the report: ``"sgd(lr=0.05, momentum=0.9)"``.
         descends: True for the rule that writes the weights; a chain ends with exactly one.
+        exclusive: True for a rule that two threads must not run at once (a buffer of updates).
+        needs_pulled: True for a rule that reads ``update.pulled``; refused where workers read live weights.
+        parts: the rules of a chain, in order; empty for a single rule.
     """
 
     scope: Literal["piece", "update"]
@@ -85,6 +92,9 @@ class Rule(NamedTuple):
     apply: Callable[[Update, State, RuleContext], Update | None]
     describe: str
     descends: bool = False
+    exclusive: bool = False
+    needs_pulled: bool = False
+    parts: tuple[Rule, ...] = ()
 
 
 def select(state: State, positions: Sequence[int]) -> State:
@@ -143,4 +153,7 @@ def chain(*rules: Rule) -> Rule:
         apply=apply,
         describe=" > ".join(rule.describe for rule in rules),
         descends=rules[-1].descends,
+        exclusive=any(rule.exclusive for rule in rules),
+        needs_pulled=any(rule.needs_pulled for rule in rules),
+        parts=tuple(part for rule in rules for part in (rule.parts or (rule,))),
     )

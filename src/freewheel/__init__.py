@@ -2,9 +2,10 @@
 
 - ``params.py`` the flat vector and its named views; ``update.py`` what a worker hands the server
 - ``rules/`` what happens to an update; ``schedules.py`` learning rates; ``gates.py`` who may start a step
-- ``server.py`` the only one that changes shared weights; ``rounds.py`` synchronous aggregation
+- ``server.py`` the only one that changes shared weights; ``shards.py`` spans of them; ``rounds.py`` rounds
+- ``exchanges.py`` the worker's half of a method: when to pull, what to push; ``link.py`` its end of the line
 - ``sources/`` which batch comes next; ``tasks/`` what one worker computes in one step
-- ``methods.py`` named combinations of the above; ``job.py`` what an engine runs, and what comes of it
+- ``methods/`` named combinations of the above; ``job.py`` what an engine runs, and what comes of it
 - ``engines/`` where and when steps run; ``events.py`` everything that happens, as data
 - ``train.py`` fit(), the front door; ``compare.py`` several methods with equal budgets
 - ``monitors/`` who listens; ``report/`` events -> HTML and plots; ``commands/`` the command line
@@ -23,9 +24,20 @@ from freewheel.errors import (
     TrainingError,
     WorkerError,
 )
-from freewheel.gates import barrier, bounded, free
+from freewheel.gates import barrier, bounded, free, warm_start
 from freewheel.job import Job, Result, Stop
-from freewheel.methods import Method, hogwild, synchronous
+from freewheel.methods import (
+    Method,
+    delay_compensated,
+    diloco,
+    downpour,
+    elastic_averaging,
+    hogwild,
+    local_sgd,
+    parallel_sgd,
+    stale_synchronous,
+    synchronous,
+)
 from freewheel.train import fit
 
 __version__ = "0.1.0"
@@ -47,11 +59,19 @@ __all__ = [
     "bounded",
     "compare",
     "data",
+    "delay_compensated",
+    "diloco",
+    "downpour",
+    "elastic_averaging",
     "fit",
     "free",
     "hogwild",
+    "local_sgd",
     "monitors",
+    "parallel_sgd",
     "rules",
     "schedules",
+    "stale_synchronous",
     "synchronous",
+    "warm_start",
 ]

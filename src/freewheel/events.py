@@ -14,6 +14,9 @@ from typing import Any
 
 from freewheel.metrics import Target
 
+NOT_PUSHED = -1
+"""The staleness of a step whose gradient was kept on the worker."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
@@ -40,7 +43,7 @@ class Steps:
     lease: list[int]
     samples: list[int]
     loss: list[float]
-    staleness: list[int]  # updates that others had applied between this worker's pull and its push
+    staleness: list[int]  # updates that were applied between this worker's pull and its push; or NOT_PUSHED
     seconds: list[float]  # training clock at the end of the step
 
 

@@ -63,3 +63,27 @@ def barrier() -> Gate:
         (False, True)
     """
     return Gate(lambda worker, progress: progress[worker] <= min(progress), "barrier()")
+
+
+def warm_start(steps: int, gate: Gate) -> Gate:
+    """The first worker takes some steps alone before the others begin (Dean et al. 2012, section 4.1).
+
+    Args:
+        steps: of the first worker, >= 0.
+        gate: what holds then.
+
+    Raises:
+        ConfigurationError: a negative number.
+
+    Example:
+        >>> gate = warm_start(10, free())
+        >>> gate.may_start(0, [3, 0]), gate.may_start(1, [3, 0]), gate.may_start(1, [10, 0])
+        (True, False, True)
+    """
+    if steps < 0:
+        raise ConfigurationError(f"`warm_start` must be >= 0 steps, got {steps}; 0 lets all begin at once")
+
+    def may_start(worker: int, progress: Progress) -> bool:
+        return (worker == 0 or progress[0] >= steps) and gate.may_start(worker, progress)
+
+    return Gate(may_start, f"warm_start({steps}) > {gate.describe}")

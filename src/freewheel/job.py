@@ -122,15 +122,17 @@ class Setup:
         intra_op_threads: PyTorch threads that each worker may use inside one operation.
         seed: of the shuffling, of the workers' generators, and of PyTorch's generator during the run.
         channels_last: store 4-D weights with the channels fastest.
+        shards: spans of the weights, each with a version and a rule state of its own.
     """
 
     workers: int = 1
     intra_op_threads: int = 1
     seed: int = 0
     channels_last: bool = False
+    shards: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("workers", "intra_op_threads"):
+        for name in ("workers", "intra_op_threads", "shards"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"`{name}` must be a whole number >= 1, got {value!r}")
@@ -220,7 +222,7 @@ class Result:
 
     @property
     def mean_staleness(self) -> float:
-        """Mean number of updates that others had applied between a worker's pull and its push."""
+        """Mean number of updates that were applied between a worker's pull and its push."""
         updates = sum(self.staleness.values())
         return sum(value * count for value, count in self.staleness.items()) / updates if updates else 0.0
 

@@ -242,11 +242,14 @@ class Parameters:
         for tensor in tensors:
             tensor.data = tensor.data.clone(memory_format=torch.preserve_format)
 
-    def replica(self, module: nn.Module) -> tuple[nn.Module, list[nn.Parameter], Tensor]:
+    def replica(
+        self, module: nn.Module, flat: Tensor | None = None
+    ) -> tuple[nn.Module, list[nn.Parameter], Tensor]:
         """A module of its own whose weights are views of ``flat``.
 
         Args:
             module: the module this object was made from.
+            flat: another vector of the same layout, a worker's own copy; None is the shared one.
 
         Returns:
             The replica, its trainable parameters in the order of the layout, and its private copy of the
@@ -259,9 +262,8 @@ class Parameters:
         memo: dict[int, object] = {}
         for entry in self.layout.entries:
             original = parameters[entry.name]
-            memo[id(original)] = nn.Parameter(
-                entry.view(self.flat).data, requires_grad=original.requires_grad
-            )
+            vector = self.flat if flat is None or not entry.trainable else flat
+            memo[id(original)] = nn.Parameter(entry.view(vector).data, requires_grad=original.requires_grad)
         private = self.statistics.clone()
         statistics = {entry.name: entry for entry in self.statistics_layout.entries}
         for name, buffer, persistent in _named_buffers(module):

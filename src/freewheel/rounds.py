@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 import torch
@@ -62,9 +63,11 @@ class Round:
 
     Attributes:
         active: the workers that take part; a worker without further leases leaves.
+        needed: how many make a round complete; None is all that are active (no backup workers).
     """
 
     active: set[int]
+    needed: int | None = None
     _pieces: dict[tuple[int, ...], dict[int, Update]] = field(default_factory=dict)
     _closed: dict[int, Update] = field(default_factory=dict)
 
@@ -83,7 +86,15 @@ class Round:
 
     def is_over(self) -> bool:
         """Everybody who is still active has finished the step, and somebody has."""
-        return bool(self._closed) and self.active <= self._closed.keys()
+        return bool(self._closed) and self._suffice(self._closed.keys())
+
+    def __contains__(self, worker: int) -> bool:
+        """Whether the worker has finished its step of this round."""
+        return worker in self._closed
+
+    def _suffice(self, workers: Set[int]) -> bool:
+        enough = self.needed is not None and len(workers) >= self.needed
+        return enough or self.active <= workers
 
     def close(self) -> list[Update]:
         """Begins the next round; returns the finished steps in the order of the workers."""
@@ -95,7 +106,7 @@ class Round:
         ready = []
         for entries in list(self._pieces):
             pieces = self._pieces[entries]
-            if self.active <= pieces.keys() | self._closed.keys():
+            if self._suffice(pieces.keys() | self._closed.keys()):
                 everybody = {**self._closed, **pieces}
                 total = sum(update.samples for update in everybody.values() if not update.rejected)
                 ready.append(weighted_mean([pieces[worker] for worker in sorted(pieces)], total))

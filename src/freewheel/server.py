@@ -2,12 +2,16 @@
 
 Several threads may call :meth:`Server.push` at the same time without a lock when the method is lock-free:
 every counter has one writer (a slot per worker), and totals are sums over the slots. Methods that gather
-rounds need the caller to hold a lock.
+rounds, and rules that keep a buffer of updates, need the caller to hold a lock.
+
+A push has three parts, which an engine may also call one by one when they happen at different times:
+:meth:`Server.admit` (seen before? rules of the whole update), :meth:`Server.apply` on every shard, and
+:meth:`Server.finish`, which books it.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,8 +21,11 @@ from torch import Tensor
 from freewheel.errors import ConfigurationError
 from freewheel.params import Parameters
 from freewheel.rounds import Round
-from freewheel.rules import Rule, RuleContext, Span, State, select
+from freewheel.rules import Rule, RuleContext, Span, State, chain, select
+from freewheel.shards import Shard, cut
 from freewheel.update import WHOLE, Update
+
+REMEMBERED = 64  # pushes of one worker that may arrive out of order
 
 
 class Receipt(NamedTuple):
@@ -27,7 +34,8 @@ class Receipt(NamedTuple):
     Attributes:
         status: "applied", "pending" (its round is not complete), "absorbed", "duplicate", or why it was
             dropped.
-        staleness: updates that others had applied between the worker's pull and this push.
+        staleness: updates that had been applied between the worker's pull and this push; of the shard with
+            most, where there are several.
     """
 
     status: str
@@ -51,11 +59,25 @@ class Slot:
     versions: int = 0  # applied updates of this worker, as counted in the version
     samples: int = 0
     sequence: int = -1  # the last step that was closed
+    recent: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     incarnation: int = 0
     pieces: set[tuple[int, ...]] = field(default_factory=set)  # of the step under way
     verdict: str = "applied"  # of the pieces of the step under way: that of the last one that was not applied
     pushed: int = 0
+    released: int = 0  # absorbed updates that have gone into an aggregate since
     counts: Counter[str] = field(default_factory=Counter)  # finished pushes by verdict
+
+    def has_seen(self, sequence: int) -> bool:
+        """Whether this step was closed before; steps may arrive in another order than they were taken."""
+        if sequence > self.sequence:
+            return False
+        full = len(self.recent) == REMEMBERED
+        return sequence in self.recent or (full and sequence < min(self.recent))
+
+    def close(self, sequence: int) -> None:
+        """This step is closed."""
+        self.sequence = max(self.sequence, sequence)
+        self.recent.append(sequence)
 
 
 class Server:
@@ -67,9 +89,15 @@ class Server:
         workers: how many will push.
         rounds: gather one update of every active worker and apply their mean (synchronous training).
         planned_samples: of the whole run, for schedules given as fractions of it; None if unknown.
+        backup: workers that a round does not wait for.
+        shards: spans of the flat vector with versions and rule states of their own.
+        seed: of the generator that rules may draw from.
+
+    Attributes:
+        racing: several threads push without a lock; totals are then summed over the workers' slots.
 
     Raises:
-        ConfigurationError: the rule does not end in a descent.
+        ConfigurationError: the rule does not end in a descent, or a number of shards that cannot be.
     """
 
     def __init__(
@@ -79,6 +107,10 @@ class Server:
         workers: int,
         rounds: bool = False,
         planned_samples: int | None = None,
+        *,
+        backup: int = 0,
+        shards: int = 1,
+        seed: int = 0,
     ) -> None:
         if not rule.descends:
             raise ConfigurationError(
@@ -86,13 +118,20 @@ class Server:
             )
         self.parameters = parameters
         self.workers = workers
-        self._apply_rule = rule.apply
-        self._round = Round(set(range(workers))) if rounds else None
+        self.racing = False
+        self.shards = cut(parameters, shards, workers)
+        self._head, tail = split(rule) if shards > 1 else (None, rule)
+        self._apply_rule = tail.apply
+        self._backup = backup
+        self._round = Round(set(range(workers)), workers - backup if backup else None) if rounds else None
         self._round_verdict = "applied"
-        self._whole = self._prepare(rule)
+        self._version = self._samples = 0
+        self._whole = self._prepare(self._head if self._head is not None else tail)
         self._parts: dict[tuple[int, ...], Part] = {WHOLE: self._whole}
+        self._prepare_shards(tail)
+        generator = torch.Generator().manual_seed(seed)
         self._slots = [
-            Slot(RuleContext(worker=worker, workers=workers, planned=planned_samples))
+            Slot(RuleContext(worker=worker, workers=workers, planned=planned_samples, generator=generator))
             for worker in range(workers)
         ]
 
@@ -102,15 +141,55 @@ class Server:
         state = rule.init(Span(names, weights))
         return Part(names, weights, [weight.stride() for weight in weights], state)
 
+    def _prepare_shards(self, rule: Rule) -> None:
+        if len(self.shards) == 1:
+            shard = self.shards[0]
+            shard.names, shard.weights, shard.state = (
+                self._whole.names,
+                self._whole.weights,
+                self._whole.state,
+            )
+            return
+        for shard in self.shards:
+            shard.names = tuple(piece.entry.name for piece in shard.pieces)
+            shard.weights = [piece.weight(self.parameters.flat) for piece in shard.pieces]
+            shard.state = rule.init(Span(shard.names, shard.weights))
+
     @property
     def version(self) -> int:
         """Number of updates that were applied: the age of the weights."""
-        return sum([slot.versions for slot in self._slots])
+        return sum([slot.versions for slot in self._slots]) if self.racing else self._version
 
     @property
     def samples(self) -> int:
         """Examples behind all applied updates."""
-        return sum([slot.samples for slot in self._slots])
+        return sum([slot.samples for slot in self._slots]) if self.racing else self._samples
+
+    def versions(self) -> tuple[int, ...]:
+        """The version of every shard; empty where there is only one."""
+        return tuple([shard.version for shard in self.shards]) if len(self.shards) > 1 else ()
+
+    # --- pulling ---
+
+    def pull(self, target: Tensor) -> tuple[int, ...]:
+        """Copies the trainable weights, shard by shard.
+
+        Args:
+            target: ``(layout.size,)``, overwritten where weights are trainable.
+
+        Returns:
+            The version of every shard that was copied.
+        """
+        return tuple([self.pull_shard(shard, target) for shard in self.shards])
+
+    def pull_shard(self, shard: Shard, target: Tensor) -> int:
+        """Copies one shard's span to the same place of ``target``; returns its version."""
+        with shard.lock:
+            version = self.version if len(self.shards) == 1 else shard.version
+            target[shard.span].copy_(self.parameters.flat[shard.span])
+        return version
+
+    # --- pushing ---
 
     def push(self, update: Update) -> Receipt:
         """Takes an update, or one piece of it; each (worker, incarnation, sequence, piece) counts once.
@@ -118,16 +197,13 @@ class Server:
         Args:
             update: gradients of the weights' shapes; owned by the server from here on.
         """
+        if len(self.shards) > 1:
+            return self._push_sharded(update)
         slot = self._slots[update.worker]
         if self._is_duplicate(update, slot):
             return Receipt("duplicate", 0)
         staleness = self.version - update.version
-        if update.last:
-            slot.sequence = update.sequence
-            slot.pushed += 1
-        if update.gradients:
-            part = self._parts.get(update.entries) or self._part(update.entries)
-            _conform(update.gradients, part)
+        self._open(update, slot)
         if self._round is not None:
             return self._gather(update, self._round)
         status = update.rejected or self._apply(update, slot, staleness)
@@ -137,29 +213,113 @@ class Server:
             return Receipt(status, staleness)
         if slot.verdict != "applied":
             status, slot.verdict = update.rejected or slot.verdict, "applied"
-        self._finish(update, status)
-        if status == "applied":
-            slot.versions += 1
-            if update.buffers is not None:
-                self._blend(update.buffers)
+        self.finish(update, status)
         return Receipt(status, staleness)
+
+    def _push_sharded(self, update: Update) -> Receipt:
+        receipt = self.admit(update)
+        if receipt is not None:
+            return receipt
+        staleness = max([self.apply(shard, update) for shard in self.shards])
+        status = self.settled(update)
+        self.finish(update, status)
+        return Receipt(status, staleness)
+
+    def admit(self, update: Update) -> Receipt | None:
+        """The first part of a push: what comes of the update before any shard sees it.
+
+        Returns:
+            The receipt if that is all: a duplicate, dropped, absorbed, or gathered for a round. None if the
+            shards are to apply the update; its gradients are then as the rules of the whole left them.
+        """
+        slot = self._slots[update.worker]
+        if self._is_duplicate(update, slot):
+            return Receipt("duplicate", 0)
+        self._open(update, slot)
+        if self._round is not None:
+            return self._gather(update, self._round)
+        staleness = self._staleness(update)
+        status = update.rejected or self._apply_head(update, slot, staleness)
+        if status != "applied":
+            self.finish(update, status)
+            return Receipt(status, staleness)
+        slot.verdict = "applied"
+        return None
+
+    def apply(self, shard: Shard, update: Update) -> int:
+        """The second part of a push: applies an admitted update to one shard; returns the staleness there."""
+        context = self._slots[update.worker].context
+        whole, pulled = update.gradients, update.pulled
+        with shard.lock:
+            staleness = self._staleness_at(shard, update)
+            if len(self.shards) > 1:
+                update.gradients = shard.cut(whole)
+                update.pulled = (
+                    None if pulled is None else [g for g in shard.cut(list(pulled)) if g is not None]
+                )
+            context.names, context.weights = shard.names, shard.weights
+            context.samples, context.staleness = self.samples, staleness
+            context.verdict = "applied"
+            self._apply_rule(update, shard.state, context)
+            if context.verdict == "applied":
+                shard.applied[update.worker] += 1
+            else:
+                self._slots[update.worker].verdict = context.verdict
+        update.gradients, update.pulled = whole, pulled
+        return staleness
+
+    def settled(self, update: Update) -> str:
+        """The verdict over all shards, once each has applied an admitted update."""
+        slot = self._slots[update.worker]
+        verdict, slot.verdict = slot.verdict, "applied"
+        return verdict
+
+    def finish(self, update: Update, status: str) -> None:
+        """The last part of a push: books it."""
+        slot = self._slots[update.worker]
+        slot.counts[status] += 1
+        if slot.context.released:
+            slot.released += slot.context.released
+            slot.context.released = 0
+        if status != "applied":
+            return
+        slot.samples += update.samples
+        slot.versions += 1
+        if not self.racing:
+            self._samples += update.samples
+            self._version += 1
+        if update.buffers is not None:
+            self._blend(update.buffers)
+
+    # --- rounds ---
+
+    def awaits_round(self, worker: int) -> bool:
+        """The worker has pushed into a round that is not over: it must not start another step."""
+        return self._round is not None and worker in self._round
 
     def retire(self, worker: int) -> None:
         """The worker has no further step for now: rounds go on without it."""
         if self._round is not None:
             self._advance(self._round.retire(worker), self._round)
 
-    def admit(self) -> None:
+    def readmit(self) -> None:
         """Everybody takes part again."""
         if self._round is not None:
             self._round.active = set(range(self.workers))
 
+    # --- the book ---
+
     def ledger(self) -> dict[str, Any]:
-        """The book: pushed = applied + absorbed + pending + all dropped; duplicates were not pushed."""
+        """The book: pushed = applied + absorbed + pending + all dropped; duplicates were not pushed.
+
+        Absorbed updates have gone into an aggregate; those that wait in a buffer or a round are pending.
+        """
         counts: Counter[str] = sum((slot.counts for slot in self._slots), Counter())
         pushed = sum(slot.pushed for slot in self._slots)
         duplicates = counts.pop("duplicate", 0)
-        applied, absorbed = counts.pop("applied", 0), counts.pop("absorbed", 0)
+        applied = counts.pop("applied", 0)
+        counts.pop("absorbed", 0)
+        absorbed = sum(slot.released for slot in self._slots)
         dropped = {reason: count for reason, count in sorted(counts.items()) if count}
         pending = pushed - applied - absorbed - sum(dropped.values())
         return {
@@ -178,12 +338,32 @@ class Server:
             Counter({k: n for k, n in dict(slot.counts).items() if k not in passed}) for slot in self._slots
         ]
 
+    # --- inside ---
+
+    def _open(self, update: Update, slot: Slot) -> None:
+        """Counts a push that was not seen before, and gives its gradients memory of their own."""
+        if update.last:
+            slot.close(update.sequence)
+            slot.pushed += 1
+        if update.gradients:
+            part = self._parts.get(update.entries) or self._part(update.entries)
+            _conform(update.gradients, part)
+
+    def _staleness(self, update: Update) -> int:
+        return max([self._staleness_at(shard, update) for shard in self.shards])
+
+    def _staleness_at(self, shard: Shard, update: Update) -> int:
+        if len(self.shards) == 1:
+            return self.version - update.version
+        return shard.version - update.versions[shard.index] if update.versions else 0
+
     def _is_duplicate(self, update: Update, slot: Slot) -> bool:
         if update.incarnation > slot.incarnation:  # a new life counts its steps from 0 again
             slot.incarnation, slot.sequence, slot.verdict = update.incarnation, -1, "applied"
             slot.pieces.clear()
+            slot.recent.clear()
         stale_life = update.incarnation < slot.incarnation
-        if stale_life or update.sequence <= slot.sequence or update.entries in slot.pieces:
+        if stale_life or slot.has_seen(update.sequence) or update.entries in slot.pieces:
             slot.counts["duplicate"] += 1
             return True
         if update.last:
@@ -211,40 +391,69 @@ class Server:
         if not update.gradients:
             return "applied"
         part = self._parts[update.entries]
+        context = self._at(slot, part, staleness)
+        with self.shards[0].lock:
+            self._apply_rule(update, part.state, context)
+        return context.verdict
+
+    def _apply_head(self, update: Update, slot: Slot, staleness: int) -> str:
+        if self._head is None or not update.gradients:
+            return "applied"
+        context = self._at(slot, self._whole, staleness)
+        self._head.apply(update, self._whole.state, context)
+        return context.verdict
+
+    def _at(self, slot: Slot, part: Part, staleness: int) -> RuleContext:
         context = slot.context
         context.names, context.weights = part.names, part.weights
         context.samples, context.staleness = self.samples, staleness
         context.verdict = "applied"
-        self._apply_rule(update, part.state, context)
-        return context.verdict
-
-    def _finish(self, update: Update, status: str) -> None:
-        slot = self._slots[update.worker]
-        slot.counts[status] += 1
-        if status == "applied":
-            slot.samples += update.samples
+        return context
 
     def _gather(self, update: Update, gathering: Round) -> Receipt:
+        if self._backup and update.version != self.version:
+            self.finish(update, update.rejected or "late")
+            return Receipt(update.rejected or "late", self.version - update.version)
         self._advance(gathering.add(update), gathering)
         return Receipt(update.rejected or "pending", 0)
 
     def _advance(self, means: list[Update], gathering: Round) -> None:
         """Applies what a round has completed, and books the round when it is over."""
         for mean in means:
-            verdict = self._apply(mean, self._slots[mean.worker], 0)
+            verdict = self._apply_mean(mean)
             if verdict != "applied":
                 self._round_verdict = verdict
         if not gathering.is_over():
             return
         status, self._round_verdict = self._round_verdict, "applied"
         closed = gathering.close()
+        applied = [update for update in closed if not update.rejected] if status == "applied" else []
         for update in closed:
-            self._finish(update, update.rejected or status)
-        if status == "applied" and not all(update.rejected for update in closed):
+            slot = self._slots[update.worker]
+            slot.counts[update.rejected or status] += 1
+        for update in applied:
+            self._slots[update.worker].samples += update.samples
+            self._samples += update.samples
+        if applied:
             self._slots[closed[0].worker].versions += 1
-        buffers = [update.buffers for update in closed if update.buffers is not None and not update.rejected]
-        if buffers and status == "applied":
+            self._version += 1
+        buffers = [update.buffers for update in applied if update.buffers is not None]
+        if buffers:
             self.parameters.statistics.copy_(torch.stack(buffers).mean(0) if len(buffers) > 1 else buffers[0])
+
+    def _apply_mean(self, mean: Update) -> str:
+        slot = self._slots[mean.worker]
+        if len(self.shards) == 1:
+            return self._apply(mean, slot, 0)
+        if not mean.gradients:
+            return "applied"
+        mean.versions = ()
+        verdict = self._apply_head(mean, slot, 0)
+        if verdict == "applied":
+            for shard in self.shards:
+                self.apply(shard, mean)
+            verdict = self.settled(mean)
+        return verdict
 
     def _blend(self, buffers: Tensor) -> None:
         """Running statistics: assigned when there is one worker, else mixed in with weight 1/workers."""
@@ -252,6 +461,25 @@ class Server:
             self.parameters.statistics.copy_(buffers)
         else:
             self.parameters.statistics.lerp_(buffers, 1 / self.workers)
+
+
+def split(rule: Rule) -> tuple[Rule | None, Rule]:
+    """What of a chain needs the whole update, and what may run on every shard of its own.
+
+    Example:
+        >>> from freewheel.rules import chain, clip, clip_value, sgd
+        >>> head, tail = split(chain(clip(1.0), clip_value(0.1), sgd(0.5)))
+        >>> head.describe, tail.describe
+        ('clip(max_norm=1.0)', 'clip_value(limit=0.1) > sgd(lr=0.5)')
+    """
+    parts = rule.parts or (rule,)
+    first = max((number for number, part in enumerate(parts, 1) if part.scope == "update"), default=0)
+    if first == len(parts):
+        raise ConfigurationError(
+            f"`rule` {rule.describe} writes the weights and needs whole updates, so it cannot be cut over"
+            " shards; use shards=1"
+        )
+    return (chain(*parts[:first]) if first else None), chain(*parts[first:])
 
 
 def _conform(gradients: list[Tensor | None], part: Part) -> None:

@@ -24,6 +24,8 @@ from freewheel.methods import Method
 from freewheel.metrics import Target
 from freewheel.params import check_module
 from freewheel.probe import check_step
+from freewheel.server import split
+from freewheel.shards import check_shards
 from freewheel.sources import Sequences, Source
 from freewheel.tasks import Supervised
 from freewheel.tasks.supervised import Loss, Metric, Step
@@ -43,6 +45,7 @@ def fit(
     engine: Engine | str = "threads",
     workers: int | Literal["auto"] = "auto",
     intra_op_threads: int | None = None,
+    shards: int = 1,
     batch_size: int = 16,
     bptt: int | None = None,
     epochs: int | None = None,
@@ -72,12 +75,14 @@ def fit(
             meanwhile. A function is called once before the run, on a copy, to see what it gives.
         metrics: further ``{name: metric(prediction, target)}``, averaged over the evaluation's examples.
             Loss, and accuracy where targets are integer classes, need not be named.
-        method: :func:`freewheel.hogwild` (the default), :func:`freewheel.synchronous`, or a name.
+        method: :func:`freewheel.hogwild` (the default), :func:`freewheel.synchronous`,
+            :func:`freewheel.downpour` or another of ``freewheel.methods``, or a name.
         engine: "threads" or "serial", or an engine.
         workers: how many; "auto" is one per core for asynchronous methods, and one with all cores for
             synchronous.
         intra_op_threads: PyTorch threads inside each worker's operations. The default is 1, or all cores for
             the single worker that "auto" gives a synchronous method.
+        shards: spans of the weights with versions and rule states of their own, as on several servers.
         batch_size: examples in one worker's minibatch. Staleness costs less with small ones.
         bptt: steps of truncated back-propagation through time; the module is called as ``module(inputs,
             hidden)`` with inputs of shape (batch, steps), and returns (prediction, hidden).
@@ -121,7 +126,7 @@ def fit(
         epochs = 1
     stop = Stop(epochs, max_samples, max_seconds, target)
     check_module(model)
-    chosen.rule_for(setup.workers)
+    setup = _sharded(setup, shards, model, chosen)
     source = _source(data, batch_size, seed, bptt, setup, chosen, stop)
     setup, task = _checked_format(model, task, source, setup, channels_last)
     evaluation = _evaluation(evaluate, model, task, evaluate_every, bptt, stop)
@@ -131,6 +136,20 @@ def fit(
     if run_dir is not None:
         _keep(Path(run_dir), result)
     return result
+
+
+def _sharded(setup: Setup, shards: int, model: nn.Module, method: Method) -> Setup:
+    """The setup with this number of shards, if the model and the method's rule can be cut so."""
+    check_shards(shards, sum(p.numel() for p in model.parameters() if p.requires_grad))
+    rule = method.rule_for(setup.workers)
+    if shards > 1:
+        split(rule)
+        if method.granularity == "layer":
+            raise ConfigurationError(
+                f"`shards`={shards} cuts whole updates, but granularity='layer' pushes them in pieces; use"
+                " shards=1 or granularity='model'"
+            )
+    return replace(setup, shards=shards)
 
 
 def _keep(folder: Path, result: Result) -> None:
@@ -304,6 +323,7 @@ def _describe(model: nn.Module, task: Supervised, setup: Setup, precision: str) 
         "model": type(model).__name__,
         "granularity": task.granularity,
         "intra_op_threads": setup.intra_op_threads,
+        "shards": setup.shards,
         "channels_last": setup.channels_last,
         "precision": precision,
         "cores": cores(),

@@ -27,7 +27,8 @@ class Update:
         entries: indices of trainable entries of the layout, ascending; ``WHOLE`` means all of them, in order.
         version: the server's version of the weights that the gradients were computed from.
         worker: who computed it.
-        sequence: which of this worker's steps it belongs to, from 0.
+        sequence: which of this worker's steps it belongs to, from 0; which of its pushes, where not every
+            step pushes.
         samples: number of examples behind it; aggregation weights by it.
         last: no further piece of this step follows (layer-wise steps push several).
         incarnation: which life of the worker; a restarted worker has a higher one.

@@ -10,10 +10,17 @@ from freewheel.job import Job
 
 
 class Segment(NamedTuple):
-    """Leases between two evaluations; ``limit`` is None where an epoch's length is unknown."""
+    """Leases between two evaluations.
+
+    Attributes:
+        first: the first lease.
+        limit: the lease after the last; None where an epoch's length is unknown.
+        last: known to be the last of the run.
+    """
 
     first: int
     limit: int | None
+    last: bool = False
 
 
 class Done(NamedTuple):
@@ -48,7 +55,7 @@ def segments(job: Job, done: Callable[[], Done]) -> Generator[Segment, None, str
         if total is not None and total - limit < every / 2:
             limit = total  # a short rest is not worth an evaluation of its own
         job.source.open(first, limit)
-        yield Segment(first, limit)
+        yield Segment(first, limit, limit == total)
         first = limit
     return "epochs" if job.stop.epochs is not None and not _is_cut_short(job) else "max_samples"
 

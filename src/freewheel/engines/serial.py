@@ -54,9 +54,11 @@ class Serial:
 class _Loop:
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.outbox: list[list[Update]] = [[] for _ in range(session.job.setup.workers)]
-        alone = session.job.setup.workers == 1
-        session.admit_workers(session.server.push if alone else self._post)
+        workers = session.job.setup.workers
+        self.outbox: list[list[Update]] = [[] for _ in range(workers)]
+        self.steps = [0] * workers  # finished, in the whole run
+        push = session.server.push
+        session.admit_workers(push if workers == 1 else self._post, push)
 
     def _post(self, update: Update) -> Receipt | None:
         self.outbox[update.worker].append(update)
@@ -72,9 +74,11 @@ class _Loop:
                 session.clock.start()
                 self._segment(segment)
                 session.stop_clock()
+                session.settle(final=segment.last or session.reason is not None)
                 session.evaluate()
                 if session.reason is not None:
                     break
+            session.end()
         except KeyboardInterrupt:
             session.stop_clock()
             session.reason = "interrupted"
@@ -88,16 +92,17 @@ class _Loop:
     def _segment(self, segment: Segment) -> None:
         session = self.session
         workers = session.job.setup.workers
-        session.server.admit()
+        session.server.readmit()
         waiting, in_flight = deque(range(workers)), deque[InFlight]()
-        progress = [0] * workers
+        before, progress = list(self.steps), list(self.steps)
         while True:
             for _ in range(len(waiting)):
                 worker = waiting.popleft()
-                if not session.job.method.gate.may_start(worker, progress):
+                if not session.may_start(worker, progress):
                     waiting.append(worker)
                     continue
-                lease = None if session.reason else self._begin(worker, segment, progress[worker])
+                step = self.steps[worker] - before[worker]
+                lease = None if session.reason else self._begin(worker, segment, step)
                 if lease is None:
                     progress[worker] = NEVER_WAITED_FOR
                     session.server.retire(worker)
@@ -136,7 +141,8 @@ class _Loop:
             receipt = self.session.server.push(update)
         self.outbox[step.worker].clear()
         self.session.end_step(context, step.lease, step.report, receipt)
-        progress[step.worker] += 1
+        self.steps[step.worker] += 1
+        progress[step.worker] = self.steps[step.worker]
         waiting.append(step.worker)
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import psutil
 import torch
+from torch import Tensor
 
 from freewheel.engines import plan
 from freewheel.engines.base import measured, quiet
@@ -22,6 +24,7 @@ from freewheel.engines.clock import Clock
 from freewheel.engines.plan import Done, Segment
 from freewheel.errors import TrainingError, WorkerError
 from freewheel.events import (
+    NOT_PUSHED,
     Dropped,
     Evaluated,
     Event,
@@ -33,13 +36,14 @@ from freewheel.events import (
     WorkerFailed,
     emit,
 )
+from freewheel.exchanges import Exchange, Local
 from freewheel.job import Job, Result, Worker
+from freewheel.link import Link, Outgoing, Pull, Send
 from freewheel.machine import keep_large_blocks
 from freewheel.params import Parameters
 from freewheel.server import Receipt, Server
 from freewheel.sources import Lease
 from freewheel.tasks import StepReport, WorkerContext
-from freewheel.update import Update
 
 TICK_S = 0.25
 HOPELESS = 20  # steps in a row with a loss that is not finite, before the run is given up
@@ -55,6 +59,7 @@ class Tally:
     loss_sum: float = 0.0
     staleness_sum: float = 0.0
     recent: int = 0
+    pushed: int = 0
     dropped: list[Counter[str]] = field(default_factory=list)
 
 
@@ -75,9 +80,19 @@ class Session:
         workers = job.setup.workers
         rule = job.method.rule_for(workers)
         self.parameters = Parameters(job.module, job.setup.channels_last)
-        self.server = Server(self.parameters, rule, workers, job.method.rounds, self.planned_samples())
+        self.server = Server(
+            self.parameters,
+            rule,
+            workers,
+            job.method.rounds,
+            self.planned_samples(),
+            backup=job.method.backup,
+            shards=job.setup.shards,
+            seed=job.setup.seed,
+        )
         self.config = {**job.config, "rule": rule.describe}
         self.contexts: list[WorkerContext] = []
+        self.links: list[Link] = []  # empty where workers read the live weights and push every step
         self.states: list[Any] = [None] * workers
         self.clock = Clock()
         self.records: deque[tuple[int, int, int, int, float, int, float]] = deque()
@@ -87,6 +102,7 @@ class Session:
         self.reason: str | None = None
         self._tally = Tally([0] * workers, [0] * workers, dropped=[Counter() for _ in range(workers)])
         self._hopeless = [0] * workers
+        self._settled = False  # for good: the run ends
         self._wall_began = time.perf_counter()
         self._process = psutil.Process()
         self._start_rss = self._peak_rss = self._process.memory_info().rss
@@ -94,43 +110,109 @@ class Session:
 
     # --- workers ---
 
-    def admit_workers(self, deliver: Callable[[Update], Receipt | None]) -> None:
-        """Makes every worker's context and replica, then binds the user's module to the shared weights."""
-        for worker in range(self.job.setup.workers):
-            module, weights, statistics = self.parameters.replica(self.job.module)
-            if not self.job.module.training:
+    def admit_workers(self, send: Send, send_now: Send | None = None, pull: Pull | None = None) -> None:
+        """Makes every worker's context and replica, then binds the user's module to the shared weights.
+
+        Args:
+            send: hands an update to the server after a step.
+            send_now: hands it over before the step computes; as `send` if left out.
+            pull: copies the server's weights; the server's own if left out.
+        """
+        job = self.job
+        for worker in range(job.setup.workers):
+            flat = self.parameters.flat.clone() if job.method.exchange is not None else None
+            module, weights, statistics = self.parameters.replica(job.module, flat)
+            if not job.module.training:
                 module.train()
-            generator = torch.Generator().manual_seed((self.job.setup.seed << 20) + worker)
-            self.contexts.append(
-                WorkerContext(
-                    worker,
-                    self.job.setup.seed,
-                    module,
-                    weights,
-                    statistics,
-                    self.parameters.statistics,
-                    deliver,
-                    generator,
-                )
-            )
-        self.parameters.bind(self.job.module)
+            seed = job.setup.seed
+            generator = torch.Generator().manual_seed((seed << 20) + worker)
+            shared = self.parameters.statistics
+            context = WorkerContext(worker, seed, module, weights, statistics, shared, send, generator)
+            self.contexts.append(context)
+            if flat is not None:
+                self._link(context, flat, send, send_now or send, pull or self.server.pull)
+        self.parameters.bind(job.module)
+
+    def _link(self, context: WorkerContext, flat: Tensor, send: Send, send_now: Send, pull: Pull) -> None:
+        local = self.local(context.worker, flat)
+        link = Link(
+            self.exchange(local),
+            context,
+            pull,
+            send,
+            send_now,
+            self.outgoing(local),
+            self.job.method.in_flight,
+        )
+        context.deliver = link.deliver
+        self.links.append(link)
+
+    def local(self, worker: int, flat: Tensor) -> Local:
+        """What a worker's exchange is made of."""
+        entries = self.parameters.layout.trainable
+        weights = [entry.view(flat) for entry in entries]
+        setup = self.job.setup
+        pace = partial(self._pace, worker)
+        return Local(flat, entries, weights, worker, setup.workers, self.planned_samples(), pace)
+
+    def exchange(self, local: Local) -> Exchange:
+        """A worker's half of the method."""
+        assert self.job.method.exchange is not None
+        return self.job.method.exchange(local)
+
+    def outgoing(self, local: Local) -> Outgoing | None:
+        """What a worker does to an update before it is sent."""
+        rule = self.job.method.compression
+        return None if rule is None else Outgoing(rule, local, self.job.setup.seed)
+
+    def _pace(self, worker: int) -> float:
+        """Steps of a worker as a share of the fastest worker's."""
+        most = max(context.sequence for context in self.contexts)
+        return self.contexts[worker].sequence / most if most else 1.0
 
     def begin_step(self, worker: int, segment: Segment, step: int) -> Lease | None:
-        """A lease for this worker, and the version of the weights that it starts from; None: nothing left."""
+        """A lease for this worker, and the weights that it starts from; None: nothing left."""
         source = self.job.source
-        if self.job.method.rounds:
+        if self.job.method.leases == "fixed":
             lease = source.take_number(segment.first + step * self.job.setup.workers + worker)
         else:
             lease = source.take()
-        self.contexts[worker].version = self.server.version
+        if not self.links:
+            context = self.contexts[worker]
+            context.version, context.versions = self.server.version, self.server.versions()
+        elif lease is not None:
+            self.links[worker].begin()
         return lease
+
+    def may_start(self, worker: int, progress: Sequence[int]) -> bool:
+        """Whether the worker may start a step: by the gate, and in rounds when its own is over."""
+        method = self.job.method
+        if method.rounds:
+            return not self.server.awaits_round(worker)
+        return method.gate.may_start(worker, progress)
+
+    def settle(self, final: bool) -> bool:
+        """Has the workers push what they hold back; whether there was anything. Everybody stands still.
+
+        Args:
+            final: the run ends here.
+        """
+        if not self.links or self._settled:
+            return False
+        self._settled = final
+        self.server.readmit()
+        found = [link.flush(final) for link in self.links]
+        for worker, pushed in enumerate(found):
+            if not pushed:
+                self.server.retire(worker)
+        return any(found)
 
     def end_step(
         self, context: WorkerContext, lease: Lease, report: StepReport, receipt: Receipt | None
     ) -> None:
         """Books a step whose update has been delivered."""
         self.job.source.acknowledge(lease)
-        staleness = receipt.staleness if receipt is not None else 0
+        staleness = receipt.staleness if receipt is not None else NOT_PUSHED
         self.records.append(
             (
                 context.worker,
@@ -208,10 +290,12 @@ class Session:
         for w, n in zip(worker, samples, strict=True):
             tally.samples[w] += n
             tally.steps[w] += 1
-        tally.staleness.update(staleness)
+        pushed = [value for value in staleness if value != NOT_PUSHED]
+        tally.staleness.update(pushed)
         tally.recent += len(items)
+        tally.pushed += len(pushed)
         tally.loss_sum += sum(loss)
-        tally.staleness_sum += sum(staleness)
+        tally.staleness_sum += sum(pushed)
         if self.monitors:
             emit(Steps(worker, sequence, lease, samples, loss, staleness, seconds), self.monitors)
 
@@ -227,9 +311,9 @@ class Session:
         tally = self._tally
         recent = tally.recent
         loss = tally.loss_sum / recent if recent else math.nan
-        staleness = tally.staleness_sum / recent if recent else math.nan
+        staleness = tally.staleness_sum / tally.pushed if tally.pushed else math.nan
         tally.loss_sum = tally.staleness_sum = 0.0
-        tally.recent = 0
+        tally.recent = tally.pushed = 0
         self.emit(Tick(now, list(tally.samples), loss, staleness, rss, self.clock.cpu_seconds()))
         self._report_drops()
 
@@ -250,13 +334,17 @@ class Session:
 
     # --- evaluation and end ---
 
-    def evaluate(self) -> None:
-        """Measures the model; call it with the clock stopped and every worker standing still."""
+    def evaluate(self, again: bool = False) -> None:
+        """Measures the model; call it with the clock stopped and every worker standing still.
+
+        Args:
+            again: measure even if no example was used since the last time.
+        """
         self._copy_counters()
         self.tick(force=True)
         evaluation = self.job.evaluation
         samples = sum(self._tally.samples)
-        if evaluation is None or (self.history and self.history[-1].samples == samples):
+        if evaluation is None or (self.history and self.history[-1].samples == samples and not again):
             return
         metrics = measured(self.job.module, evaluation.measure)
         of_epoch = self.job.source.samples
@@ -276,7 +364,13 @@ class Session:
     def measure_what_there_is(self) -> None:
         """The last evaluation of an interrupted run; another Ctrl-C does without it."""
         with suppress(KeyboardInterrupt):
+            self.settle(final=True)
             self.evaluate()
+
+    def end(self) -> None:
+        """The leases are used up: what workers still hold back is pushed, and the model measured again."""
+        if self.reason != "target" and self.settle(final=True):
+            self.evaluate(again=True)
 
     def stop_clock(self) -> None:
         """Stops the clock when the device has done all it was given."""
@@ -303,7 +397,7 @@ class Session:
             Parameters.release(self.job.module)
             for context in self.contexts:
                 context.dissolve()
-            self.contexts, self.states = [], []
+            self.contexts, self.states, self.links = [], [], []
 
     def fail(self, error: BaseException) -> None:
         """Tells every monitor that the run ended with an error, those too that come after one that fails."""

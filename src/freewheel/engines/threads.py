@@ -10,14 +10,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 import torch
 
 from freewheel.engines.base import seeded
 from freewheel.engines.plan import Segment
 from freewheel.engines.session import Session
-from freewheel.errors import FreewheelError, WorkerError
+from freewheel.errors import ConfigurationError, FreewheelError, WorkerError
 from freewheel.events import Monitor
 from freewheel.gates import NEVER_WAITED_FOR
 from freewheel.job import Job, Result
@@ -35,9 +35,21 @@ class Threads:
 
     Works where processes are awkward: notebooks, lambdas, local classes. Methods with a free gate take no
     lock at all; the others take one around each push. An error in a worker ends the run.
+
+    Attributes:
+        locks: "none", or "shard": updates of one shard, and copies of it, exclude each other, so that a
+            worker never copies half an update. Live reads (Hogwild!) are not locked either way.
+
+    Raises:
+        ConfigurationError: an unknown kind of locks.
     """
 
+    locks: Literal["none", "shard"] = "none"
     name: str = "threads"
+
+    def __post_init__(self) -> None:
+        if self.locks not in ("none", "shard"):
+            raise ConfigurationError(f"`locks` must be 'none' or 'shard', got {self.locks!r}")
 
     def run(self, job: Job, monitors: Sequence[Monitor] = ()) -> Result:
         """Trains; Ctrl-C lets the workers finish their step and returns what was trained."""
@@ -45,7 +57,7 @@ class Threads:
         threads = torch.get_num_threads()
         try:
             with seeded(job):
-                _Crew(session).run()
+                _Crew(session, self.locks == "shard").run()
         finally:
             torch.set_num_threads(threads)  # a worker's setting is the default of threads that start later
         return session.result()
@@ -59,13 +71,20 @@ class _Crew:
     ``round`` counts.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, shard_locks: bool) -> None:
         self.session = session
         self.workers = session.job.setup.workers
         lock = threading.Lock()
         self.changed, self.stood = threading.Condition(lock), threading.Condition(lock)
         # One worker waits for nobody and races with nobody, whatever the method.
-        self.locked = self.workers > 1 and (session.job.method.rounds or not session.job.method.gate.open)
+        method = session.job.method
+        self.waits = self.workers > 1 and (method.rounds or not method.gate.open)
+        exclusive = method.rule_for(self.workers).exclusive
+        self.locked = self.workers > 1 and (self.waits or exclusive)
+        session.server.racing = self.workers > 1 and not self.locked
+        if shard_locks:
+            for shard in session.server.shards:
+                shard.lock = threading.Lock()
         self.segment: Segment | None = None
         self.round = 0  # counts segments, so that a worker knows a new one
         self.finished = [-1] * self.workers  # the last segment that each worker has finished
@@ -73,6 +92,7 @@ class _Crew:
         self.over = False
         self.abandoned = False
         self.error: BaseException | None = None
+        self.steps = [0] * self.workers  # finished, in the whole run
         self.progress = [0] * self.workers
         session.job.source.lock = threading.Lock()
         session.admit_workers(self._push_locked if self.locked else session.server.push)
@@ -109,17 +129,19 @@ class _Crew:
         session = self.session
         for segment in session.segments():
             with self.changed:
-                session.server.admit()
-                self.progress = [0] * self.workers
+                session.server.readmit()
+                self.progress = list(self.steps)
                 self.segment = segment
                 session.clock.start()
                 self.round += 1
                 self.changed.notify_all()
             self._await_standing()
             session.stop_clock()
+            session.settle(final=segment.last or session.reason is not None)
             session.evaluate()
             if session.reason is not None:
                 break
+        session.end()
 
     def _stand_still(self) -> bool:
         started = zip(self.threads, self.finished, strict=True)
@@ -190,28 +212,29 @@ class _Crew:
         context, state = session.contexts[worker], session.states[worker]
         task_step, begin_step, end_step = session.job.task.step, session.begin_step, session.end_step
         step = 0
-        while not self.stopping and (not self.locked or self._may_start(worker)):
+        while not self.stopping and (not self.waits or self._may_start(worker)):
             lease = begin_step(worker, segment, step)
             if lease is None:
                 break
             report = task_step(context, lease, state)
             end_step(context, lease, report, context.receipt)
             step += 1
-            if self.locked:
-                self._advance(worker, step)
-        if self.locked:
+            if self.waits:
+                self._advance(worker)
+        if self.waits:
             self._retire(worker)
 
     def _may_start(self, worker: int) -> bool:
-        may_start = self.session.job.method.gate.may_start
+        may_start = self.session.may_start
         with self.changed:
             while not self.stopping and not may_start(worker, self.progress):
                 self.changed.wait()
             return not self.stopping
 
-    def _advance(self, worker: int, step: int) -> None:
+    def _advance(self, worker: int) -> None:
         with self.changed:
-            self.progress[worker] = step
+            self.steps[worker] += 1
+            self.progress[worker] = self.steps[worker]
             self.changed.notify_all()
 
     def _retire(self, worker: int) -> None:

@@ -7,16 +7,15 @@ Kernels go over raw memory, so a gradient must have its weight's strides, which 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 
 import torch
 
 from freewheel.errors import ConfigurationError
 from freewheel.rules import kernels
+from freewheel.rules.arguments import below_one, described, used
 from freewheel.rules.base import Rule, RuleContext, Span, State, stateless
-from freewheel.rules.kernels import Tensors
-from freewheel.schedules import Constant, Rate, Schedule, as_schedule, at_least_zero, number
+from freewheel.schedules import Rate, as_schedule, at_least_zero
 from freewheel.update import Update
 
 
@@ -47,20 +46,20 @@ def sgd(lr: Rate, momentum: float = 0.0, nesterov: bool = False, weight_decay: f
         weights themselves.
     """
     rate = as_schedule(lr)
-    momentum, weight_decay = _below_one("momentum", momentum), at_least_zero("weight_decay", weight_decay)
+    momentum, weight_decay = below_one("momentum", momentum), at_least_zero("weight_decay", weight_decay)
     if nesterov and momentum == 0:
         raise ConfigurationError("`nesterov`=True needs momentum, got `momentum`=0.0; use momentum=0.9, say")
 
     def apply(update: Update, state: State, context: RuleContext) -> Update:
         eta = rate(context.samples, context.planned)
-        weights, gradients, *rest = _used(update, state, context, names)
+        weights, gradients, *rest = used(update, context, *[state[name] for name in names])
         if weights:
             kernels.sgd(weights, gradients, rest[0] if rest else [], eta, momentum, nesterov, weight_decay)
         return update
 
     names = ("momentum",) if momentum else ()
-    described = _describe(sgd, rate, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
-    return _descent(_buffers(*names), apply, described)
+    settings = {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+    return _descent(_buffers(*names), apply, described(sgd, lr=rate, **settings))
 
 
 def adagrad(
@@ -103,7 +102,7 @@ def adagrad(
 
     def apply(update: Update, state: State, context: RuleContext) -> Update:
         eta = rate(context.samples, context.planned)
-        weights, gradients, sums, steps = _used(update, state, context, ("sum", "steps"))
+        weights, gradients, sums, steps = used(update, context, state["sum"], state["steps"])
         if weights:
             kernels.count(steps)
             kernels.adagrad(weights, gradients, sums, steps, eta, eps, lr_decay, weight_decay)
@@ -114,7 +113,7 @@ def adagrad(
         "lr_decay": lr_decay,
         "weight_decay": weight_decay,
     }
-    return _descent(init, apply, _describe(adagrad, rate, eps=eps, **settings))
+    return _descent(init, apply, described(adagrad, lr=rate, eps=eps, **settings))
 
 
 def rmsprop(
@@ -151,13 +150,13 @@ def rmsprop(
         to 41. Departs as ``torch.optim.RMSprop`` does: epsilon is added after the root, where Graves has it
         inside. A centered mean square below zero, which racing workers can leave behind, counts as zero.
     """
-    rate, alpha, momentum = as_schedule(lr), _below_one("alpha", alpha), _below_one("momentum", momentum)
+    rate, alpha, momentum = as_schedule(lr), below_one("alpha", alpha), below_one("momentum", momentum)
     eps, weight_decay = at_least_zero("eps", eps), at_least_zero("weight_decay", weight_decay)
     names = ("square", *["mean"] * centered, *["momentum"] * (momentum > 0))
 
     def apply(update: Update, state: State, context: RuleContext) -> Update:
         eta = rate(context.samples, context.planned)
-        weights, gradients, *buffers = _used(update, state, context, names)
+        weights, gradients, *buffers = used(update, context, *[state[name] for name in names])
         if weights:
             if weight_decay:
                 torch._foreach_add_(gradients, weights, alpha=weight_decay)
@@ -166,7 +165,7 @@ def rmsprop(
         return update
 
     settings = {"eps": eps, "momentum": momentum, "centered": centered, "weight_decay": weight_decay}
-    return _descent(_buffers(*names), apply, _describe(rmsprop, rate, alpha=alpha, **settings))
+    return _descent(_buffers(*names), apply, described(rmsprop, lr=rate, alpha=alpha, **settings))
 
 
 def adam(
@@ -242,7 +241,7 @@ def _adam_rule(
 ) -> Rule:
     if not isinstance(betas, tuple | list) or len(betas) != 2:
         raise ConfigurationError(f"`betas` must be two numbers, got {betas!r}; (0.9, 0.999) is common")
-    rate, pair = as_schedule(lr), (_below_one("betas[0]", betas[0]), _below_one("betas[1]", betas[1]))
+    rate, pair = as_schedule(lr), (below_one("betas[0]", betas[0]), below_one("betas[1]", betas[1]))
     eps, weight_decay = at_least_zero("eps", eps), at_least_zero("weight_decay", weight_decay)
     names = ("mean", "square", "steps")
 
@@ -251,27 +250,13 @@ def _adam_rule(
 
     def apply(update: Update, state: State, context: RuleContext) -> Update:
         eta = rate(context.samples, context.planned)
-        weights, gradients, means, squares, steps = _used(update, state, context, names)
+        weights, gradients, means, squares, steps = used(update, context, *[state[name] for name in names])
         if weights:
             kernels.count(steps)
             kernels.adam(weights, gradients, means, squares, steps, eta, pair, eps, weight_decay, decoupled)
         return update
 
-    return _descent(init, apply, _describe(factory, rate, betas=pair, eps=eps, weight_decay=weight_decay))
-
-
-def _used(update: Update, state: State, context: RuleContext, names: tuple[str, ...]) -> list[Tensors]:
-    """Weights, gradients and these leaves of the state, for the entries that have a gradient."""
-    if context.weights is None:
-        raise ConfigurationError(
-            "`context.weights` is None, but a descent writes them; set it to the live weights"
-        )
-    columns = [context.weights, update.gradients, *[state[name] for name in names]]
-    for gradient in update.gradients:  # `None in gradients` would call the == of every tensor: 100 us
-        if gradient is None:
-            used = [i for i, gradient in enumerate(update.gradients) if gradient is not None]
-            return [[column[i] for i in used] for column in columns]
-    return columns
+    return _descent(init, apply, described(factory, lr=rate, betas=pair, eps=eps, weight_decay=weight_decay))
 
 
 def _buffers(*names: str) -> Callable[[Span], State]:
@@ -282,15 +267,3 @@ def _descent(
     init: Callable[[Span], State], apply: Callable[[Update, State, RuleContext], Update], describe: str
 ) -> Rule:
     return Rule("piece", init, apply, describe, descends=True)
-
-
-def _describe(factory: Callable[..., Rule], rate: Schedule, **settings: object) -> str:
-    """The call that makes the rule, without the settings that have their default."""
-    parameters = inspect.signature(factory).parameters
-    chosen = [f"{name}={value!r}" for name, value in settings.items() if value != parameters[name].default]
-    shown = repr(rate.lr if isinstance(rate, Constant) else rate)
-    return f"{factory.__name__}({', '.join([f'lr={shown}', *chosen])})"
-
-
-def _below_one(name: str, value: object) -> float:
-    return number(name, value, 0.0, 1.0, "0.9 is common")

@@ -35,12 +35,14 @@ class WorkerContext:
     Attributes:
         worker: which worker, from 0.
         seed: of the run; draw from ``generator``, which is seeded by (seed, worker).
-        module: this worker's replica; its weights are live views of the shared vector.
+        module: this worker's replica; its weights are live views of the shared vector, or of a copy of its
+            own.
         weights: the replica's trainable parameters, in the order of the layout.
         statistics: this worker's own running statistics (BatchNorm), ``(m,)``, possibly empty.
         shared_statistics: the server's, to start again from after a step that was given up.
         deliver: hands an update to the server, now or when this worker's turn comes.
         version: of the weights, when this worker last pulled.
+        versions: the same for every shard, where there are several.
         sequence: number of the step under way, from 0.
         samples: examples of the step under way; a task sets it before it pushes.
         receipt: what became of the last push; None while it has not been delivered.
@@ -55,6 +57,7 @@ class WorkerContext:
     deliver: Callable[[Update], Receipt | None]
     generator: torch.Generator = field(default_factory=torch.Generator)
     version: int = 0
+    versions: tuple[int, ...] = ()
     sequence: int = 0
     samples: int = 0
     receipt: Receipt | None = None
@@ -76,6 +79,7 @@ class WorkerContext:
             last: nothing of this step follows.
         """
         update = Update(gradients, entries, self.version, self.worker, self.sequence, self.samples, last)
+        update.versions = self.versions
         if last and self.statistics.numel():
             update.buffers = self.statistics
         self.push(update)
@@ -85,6 +89,7 @@ class WorkerContext:
         if self.statistics.numel():
             self.statistics.copy_(self.shared_statistics)
         update = Update([], WHOLE, self.version, self.worker, self.sequence, self.samples, rejected=reason)
+        update.versions = self.versions
         self.push(update)
 
     def dissolve(self) -> None:

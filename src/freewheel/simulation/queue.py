@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from heapq import heappop, heappush
@@ -10,6 +11,8 @@ from freewheel.errors import ConfigurationError
 
 Action = Callable[[], object]
 """What happens at some time: anything that is called without arguments; what it returns is thrown away."""
+
+_NEVER = math.inf
 
 
 class Agenda:
@@ -42,7 +45,7 @@ class Agenda:
     def __init__(self) -> None:
         self.now = 0.0
         self._heap: list[tuple[float, int, int, Action]] = []
-        self._sequence = 0
+        self._sequence = itertools.count()
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -58,13 +61,12 @@ class Agenda:
         Raises:
             ConfigurationError: a time in the past, NaN or infinite.
         """
-        if not self.now <= time < math.inf:
+        if not self.now <= time < _NEVER:
             raise ConfigurationError(
                 f"`time` must be finite and not before now ({self.now} s), got {time}; what never happens"
                 " needs no event"
             )
-        self._sequence += 1
-        heappush(self._heap, (time, priority, self._sequence, action))
+        heappush(self._heap, (time, priority, next(self._sequence), action))
 
     def pop(self) -> Action:
         """Moves the clock to the next event, and gives its action, which the caller calls.

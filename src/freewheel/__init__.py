@@ -13,10 +13,10 @@
 - ``machine.py`` cores and allocator; ``randomness.py`` borrowed generators; ``errors.py``, ``metrics.py``
 """
 
-from freewheel import data, monitors, rules, schedules
+from freewheel import data, monitors, rules, schedules, simulation
 from freewheel.compare import compare
 from freewheel.comparison import Comparison
-from freewheel.engines import Serial, Threads
+from freewheel.engines import Serial, Simulated, Threads
 from freewheel.errors import (
     ConfigurationError,
     DataError,
@@ -51,6 +51,7 @@ __all__ = [
     "Method",
     "Result",
     "Serial",
+    "Simulated",
     "Stop",
     "Threads",
     "TrainingError",
@@ -71,6 +72,7 @@ __all__ = [
     "parallel_sgd",
     "rules",
     "schedules",
+    "simulation",
     "stale_synchronous",
     "synchronous",
     "warm_start",

@@ -20,11 +20,14 @@ class Gate(NamedTuple):
         may_start: ``(worker, progress) -> bool``.
         describe: the name and settings, for the report.
         open: True when nobody ever waits, so that an engine need not ask.
+        slowest: True when it looks at the slowest worker only, so that an engine need not ask again before
+            that one has moved.
     """
 
     may_start: Callable[[int, Progress], bool]
     describe: str
     open: bool = False
+    slowest: bool = False
 
 
 def free() -> Gate:
@@ -52,7 +55,9 @@ def bounded(bound: int) -> Gate:
     """
     if bound < 0:
         raise ConfigurationError(f"`bound` must be >= 0, got {bound}; use free() for no limit")
-    return Gate(lambda worker, progress: progress[worker] - min(progress) <= bound, f"bounded({bound})")
+    return Gate(
+        lambda worker, progress: progress[worker] - min(progress) <= bound, f"bounded({bound})", slowest=True
+    )
 
 
 def barrier() -> Gate:
@@ -62,7 +67,7 @@ def barrier() -> Gate:
         >>> barrier().may_start(0, [1, 0]), barrier().may_start(1, [1, 0])
         (False, True)
     """
-    return Gate(lambda worker, progress: progress[worker] <= min(progress), "barrier()")
+    return Gate(lambda worker, progress: progress[worker] <= min(progress), "barrier()", slowest=True)
 
 
 def warm_start(steps: int, gate: Gate) -> Gate:

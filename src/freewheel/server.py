@@ -293,6 +293,11 @@ class Server:
 
     # --- rounds ---
 
+    @property
+    def gathers(self) -> bool:
+        """Whether updates are gathered into rounds."""
+        return self._round is not None
+
     def awaits_round(self, worker: int) -> bool:
         """The worker has pushed into a round that is not over: it must not start another step."""
         return self._round is not None and worker in self._round
@@ -302,10 +307,11 @@ class Server:
         if self._round is not None:
             self._advance(self._round.retire(worker), self._round)
 
-    def readmit(self) -> None:
-        """Everybody takes part again."""
+    def readmit(self, worker: int | None = None) -> None:
+        """Everybody takes part in rounds again, or one worker."""
         if self._round is not None:
-            self._round.active = set(range(self.workers))
+            back = range(self.workers) if worker is None else (worker,)
+            self._round.active.update(back)
 
     # --- the book ---
 

@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 from freewheel.engines.base import Engine
 from freewheel.engines.serial import Serial
+from freewheel.engines.simulated import Simulated
 from freewheel.engines.threads import Threads
 from freewheel.errors import ConfigurationError
 
-ENGINES: dict[str, Callable[[], Engine]] = {"serial": Serial, "threads": Threads}
+ENGINES: dict[str, Callable[[], Engine]] = {"serial": Serial, "threads": Threads, "simulated": Simulated}
 
 
 def by_name(engine: "str | Engine") -> Engine:
@@ -27,4 +28,4 @@ def by_name(engine: "str | Engine") -> Engine:
     return engine
 
 
-__all__ = ["ENGINES", "Engine", "Serial", "Threads", "by_name"]
+__all__ = ["ENGINES", "Engine", "Serial", "Simulated", "Threads", "by_name"]

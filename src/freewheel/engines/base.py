@@ -56,3 +56,14 @@ def seeded(job: Job) -> Iterator[None]:
     with generators_kept(job.module):
         torch.manual_seed(job.setup.seed)
         yield
+
+
+@contextmanager
+def intra_op(threads: int) -> Iterator[None]:
+    """Operations use so many threads; afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -3,6 +3,25 @@
 from __future__ import annotations
 
 import time
+from typing import Protocol
+
+
+class Timekeeper(Protocol):
+    """What a session asks for the time: a clock that runs, or the virtual one of a simulation."""
+
+    def start(self) -> None:
+        """Goes on."""
+
+    def stop(self) -> None:
+        """Stands still."""
+
+    def seconds(self) -> float:
+        """Training time so far."""
+        ...
+
+    def cpu_seconds(self) -> float:
+        """Processor time while it ran; 0 where time is not spent but modelled."""
+        ...
 
 
 class Clock:

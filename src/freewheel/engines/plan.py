@@ -47,8 +47,8 @@ def segments(job: Job, done: Callable[[], Done]) -> Generator[Segment, None, str
     """
     if job.source.batches is None:
         return (yield from _of_unknown_length(job, done))
-    total = _total_leases(job)
-    every = _leases_between_evaluations(job)
+    total = total_leases(job)
+    every = leases_between_evaluations(job)
     first = 0
     while total is None or first < total:
         limit = first + every
@@ -57,6 +57,11 @@ def segments(job: Job, done: Callable[[], Done]) -> Generator[Segment, None, str
         job.source.open(first, limit)
         yield Segment(first, limit, limit == total)
         first = limit
+    return reason(job)
+
+
+def reason(job: Job) -> str:
+    """Why a run ends whose leases are used up."""
     return "epochs" if job.stop.epochs is not None and not _is_cut_short(job) else "max_samples"
 
 
@@ -88,7 +93,8 @@ def _is_cut_short(job: Job) -> bool:
     return stop.max_samples < stop.epochs * source.samples
 
 
-def _total_leases(job: Job) -> int | None:
+def total_leases(job: Job) -> int | None:
+    """Leases of the whole run; None where only the clock ends it. The length of an epoch must be known."""
     stop, source = job.stop, job.source
     assert source.batches is not None
     assert source.samples is not None
@@ -104,7 +110,8 @@ def _total_leases(job: Job) -> int | None:
     return min(limits) if limits else None
 
 
-def _leases_between_evaluations(job: Job) -> int:
+def leases_between_evaluations(job: Job) -> int:
+    """Leases from one evaluation to the next. The length of an epoch must be known."""
     source, evaluation = job.source, job.evaluation
     assert source.batches is not None
     assert source.samples is not None

@@ -8,9 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
-import torch
-
-from freewheel.engines.base import seeded
+from freewheel.engines.base import intra_op, seeded
 from freewheel.engines.plan import Segment
 from freewheel.engines.session import Session
 from freewheel.errors import FreewheelError, WorkerError
@@ -46,7 +44,7 @@ class Serial:
     def run(self, job: Job, monitors: Sequence[Monitor] = ()) -> Result:
         """Trains in the calling thread; Ctrl-C ends the run and returns what was trained."""
         session = Session(job, monitors, self.name)
-        with _intra_op(job.setup.intra_op_threads), seeded(job):
+        with intra_op(job.setup.intra_op_threads), seeded(job):
             _Loop(session).run()
         return session.result()
 
@@ -144,13 +142,3 @@ class _Loop:
         self.steps[step.worker] += 1
         progress[step.worker] = self.steps[step.worker]
         waiting.append(step.worker)
-
-
-@contextmanager
-def _intra_op(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from freewheel.engines import plan
 from freewheel.engines.base import measured, quiet
-from freewheel.engines.clock import Clock
+from freewheel.engines.clock import Clock, Timekeeper
 from freewheel.engines.plan import Done, Segment
 from freewheel.errors import TrainingError, WorkerError
 from freewheel.events import (
@@ -70,9 +70,12 @@ class Session:
         job: what to run.
         monitors: who hears of it.
         engine: its name, for the record.
+        clock: a virtual one; None measures time and memory of this process.
     """
 
-    def __init__(self, job: Job, monitors: Sequence[Monitor], engine: str) -> None:
+    def __init__(
+        self, job: Job, monitors: Sequence[Monitor], engine: str, clock: Timekeeper | None = None
+    ) -> None:
         keep_large_blocks()
         self.job = job
         self.monitors = monitors
@@ -94,7 +97,7 @@ class Session:
         self.contexts: list[WorkerContext] = []
         self.links: list[Link] = []  # empty where workers read the live weights and push every step
         self.states: list[Any] = [None] * workers
-        self.clock = Clock()
+        self.clock: Timekeeper = Clock() if clock is None else clock
         self.records: deque[tuple[int, int, int, int, float, int, float]] = deque()
         self.events: list[Event] = []
         self.history: list[Evaluated] = []
@@ -104,9 +107,13 @@ class Session:
         self._hopeless = [0] * workers
         self._settled = False  # for good: the run ends
         self._wall_began = time.perf_counter()
-        self._process = psutil.Process()
-        self._start_rss = self._peak_rss = self._process.memory_info().rss
+        self._process = psutil.Process() if clock is None else None
+        self._start_rss = self._peak_rss = self._rss()
         self._last_tick = 0.0
+
+    def _rss(self) -> int:
+        """Resident memory of this process; 0 where the workers of the record are not in it."""
+        return int(self._process.memory_info().rss) if self._process is not None else 0
 
     # --- workers ---
 
@@ -306,7 +313,7 @@ class Session:
             return
         self._last_tick = now
         self.drain()
-        rss = self._process.memory_info().rss
+        rss = self._rss()
         self._peak_rss = max(self._peak_rss, rss)
         tally = self._tally
         recent = tally.recent
@@ -442,12 +449,16 @@ class Session:
             "seed": setup.seed,
         }
 
+    def _wall_seconds(self) -> float:
+        virtual = self._process is None
+        return self.clock.seconds() if virtual else time.perf_counter() - self._wall_began
+
     def _finish(self) -> RunFinished:
         tally = self._tally
         finished = RunFinished(
             reason=self.reason or "interrupted",
             seconds=self.clock.seconds(),
-            wall_seconds=time.perf_counter() - self._wall_began,
+            wall_seconds=self._wall_seconds(),
             cpu_seconds=self.clock.cpu_seconds(),
             samples=sum(tally.samples),
             steps=sum(tally.steps),

@@ -42,6 +42,10 @@ class Span:
         """One float32 zero of shape () per entry, such as Adam's step count."""
         return [torch.zeros((), device=weight.device) for weight in self.weights]
 
+    def once(self, tensor: Tensor) -> list[Tensor | None]:
+        """One tensor for all entries together, kept at the first; for rules that see whole updates only."""
+        return [tensor, *[None] * (len(self.weights) - 1)]
+
 
 @dataclass(slots=True)
 class RuleContext:

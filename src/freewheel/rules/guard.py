@@ -71,15 +71,11 @@ def clip(max_norm: float) -> Rule:
 
     def apply(update: Update, state: State, context: RuleContext) -> Update | None:
         gradients = [gradient for gradient in update.gradients if gradient is not None]
-        norm = _norm(gradients)
-        if not math.isfinite(norm):
-            norm = _combine(
-                [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]
-            )
-        if not math.isfinite(norm):
+        length = norm(gradients)
+        if not math.isfinite(length):
             context.verdict = NON_FINITE
             return None
-        scale = largest / (norm + 1e-6)
+        scale = largest / (length + 1e-6)
         if scale < 1:
             torch._foreach_mul_(gradients, scale)
         return update
@@ -115,6 +111,14 @@ def clip_value(limit: float) -> Rule:
         return update
 
     return Rule("piece", stateless, apply, f"clip_value(limit={most!r})")
+
+
+def norm(gradients: list[Tensor]) -> float:
+    """The norm over all gradients together; in double precision where squares overflow."""
+    length = _norm(gradients)
+    if math.isfinite(length):
+        return length
+    return _combine([torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients])
 
 
 def _norm(gradients: list[Tensor]) -> float:

@@ -15,7 +15,7 @@ from freewheel.update import Update
 EXPIRED = "expired"
 """The verdict on an update that is staler than :func:`expire` lets through."""
 
-EPSILON = 1e-7  # of Zheng et al. 2017, below equation 11
+EPSILON = 1e-7  # under the root of the adaptive strength
 DECAY = 0.95
 
 
@@ -207,7 +207,8 @@ def momentum_under_staleness(total: float, workers: int) -> float:
         [0.9, 0.4, 0.15, 0.025, 0.0]
 
     References:
-        Mitliagkas, Zhang, Hadjis and Re 2016, arXiv:1605.09774, theorem 3.
+        Mitliagkas, Zhang, Hadjis and Re 2016, arXiv:1605.09774: the implicit momentum
+        of the queueing model.
     """
     count = whole("workers", workers, 1, "give the number of workers that push")
     return max(0.0, below_one("total", total) - (1 - 1 / count))

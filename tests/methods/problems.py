@@ -55,7 +55,7 @@ class Point(nn.Module):
 
 def quadratic_step(module: nn.Module, minimum: Tensor) -> Tensor:
     """The loss that :func:`gradient` is the gradient of."""
-    loss: Tensor = 0.5 * (CURVATURE.to(torch.float32) * (module() - minimum) ** 2).sum()
+    loss: Tensor = 0.5 * (CURVATURE.to(minimum) * (module() - minimum) ** 2).sum()
     return loss
 
 

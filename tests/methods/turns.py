@@ -25,14 +25,25 @@ class Turn(NamedTuple):
     batch: Batch = None
 
 
-def turns(batches: Iterable[Batch], workers: int, bound: int | None = None) -> Iterator[Turn]:
-    """The turns of workers that share one queue of batches; ``bound`` is that of stale synchronous ones."""
+def turns(
+    batches: Iterable[Batch], workers: int, bound: int | None = None, warm_start: int = 0
+) -> Iterator[Turn]:
+    """The turns of workers that share one queue of batches.
+
+    Args:
+        batches: the queue.
+        workers: how many.
+        bound: clocks that a worker may be ahead of the slowest (stale synchronous parallel).
+        warm_start: steps of the first worker before the others begin.
+    """
     queue, exhausted = iter(batches), object()
     waiting, in_flight = deque(range(workers)), deque[Turn]()
     clocks = dict.fromkeys(range(workers), 0)
     while waiting or in_flight:
         for worker in list(waiting):
             if bound is not None and clocks[worker] - min(clocks.values()) > bound:
+                continue
+            if worker and clocks.get(0, warm_start) < warm_start:
                 continue
             waiting.remove(worker)
             batch = next(queue, exhausted)

@@ -216,7 +216,7 @@ class Differing(Exchange):
         self._local.flat.copy_(self.target)
         self._fresh = False
         if self._dynamic and self._steps is not None:
-            self._due = max(1, round(self._steps * self._local.pace()))
+            self._due = max(1, int(self._steps * self._local.pace()))
 
     def offer(self, update: Update) -> Update | None:
         """Takes a step of its own; after the last one, where it came from minus where it is."""

@@ -45,8 +45,9 @@ def downpour(
 
     References:
         Dean et al. 2012, "Large scale distributed deep networks", algorithm 7.1 of the appendix, and section
-        4.1 for Adagrad and warm starts. As there, the very first step pushes; what is left over is pushed at
-        the end of the run.
+        4.1 for Adagrad and warm starts. As there, the very first step pushes, and a step that both fetches
+        and pushes fetches first, so that a worker sees its own sum at the next fetch only: even one worker is
+        not plain SGD. What is left over is pushed at the end of the run.
 
     Example:
         >>> downpour(0.05, push_every=2).settings
@@ -163,7 +164,8 @@ def local_sgd(
         ConfigurationError: an argument out of its range, or `rule` beside the settings of SGD.
 
     References:
-        Stich 2019, arXiv:1805.09767, algorithm 1; McMahan et al. 2017, arXiv:1602.05629.
+        Stich 2019, arXiv:1805.09767, algorithm 1; McMahan et al. 2017, arXiv:1602.05629. Departs from the
+        former in that averages are weighted by examples, which matters only for the last, ragged round.
 
     Example:
         >>> local_sgd(0.1, steps=4).settings
@@ -259,7 +261,8 @@ def diloco(
 
     References:
         Douillard et al. 2023, arXiv:2311.08105, algorithm 1; Liu et al. 2024, arXiv:2401.09135, algorithms 1
-        to 4. Departs from the latter in that a worker's speed is its share of the steps taken so far.
+        to 4. Departs from them in that a round's average is weighted by examples, and in that a worker's
+        speed is its share of the steps taken so far (of which the floor is taken, but at least one step).
 
     Example:
         >>> diloco(20, asynchronous=False).settings["outer"]

@@ -136,7 +136,7 @@ def hogwild(
 def asynchronous_momentum(total: float, workers: int) -> float:
     r"""The explicit momentum that leaves room for the momentum that asynchrony adds of its own.
 
-    Asynchrony acts like momentum (Mitliagkas et al. 2016, theorem 4), and a gradient that is W-1 updates late
+    Asynchrony acts like momentum (Mitliagkas et al. 2016, section 3), and a gradient that is W-1 updates late
     keeps a quadratic of curvature h stable only while about :math:`h \eta / (1 - \mu) < 1 / (W - 1)`. The
     synchronous total is kept for two workers, where Nesterov's look-ahead makes up for the one late update;
     beyond, the effective rate :math:`\eta / (1 - \mu)` falls with 1/W:

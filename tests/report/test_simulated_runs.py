@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from matplotlib.patches import Rectangle
 from synthetic_runs import events, finished, simulated, started, traffic
 
 from freewheel import report
+from freewheel.events import RunFinished
 from freewheel.report import Run, tables
 from freewheel.report.traffic import MOST_BARS, beside, described, figures
 
@@ -66,6 +68,7 @@ def test_the_tables_have_a_row_each_for_a_few() -> None:
         ["worker 0", "90.0 %", "1.0 MiB", "3.0 MiB"],
         ["worker 1", "60.0 %", "2.0 MiB", "6.0 MiB"],
     ]
+    assert table.note == ""
     servers = beside("server_utilisation", [one(2, 2)])
     assert servers is not None
     assert servers.rows == [
@@ -136,6 +139,16 @@ def test_what_the_simulation_took_is_not_shown_as_the_cost_of_the_run() -> None:
         text = words(runs)
         assert "memory" not in text.lower().replace("memory 16 gib", "")  # of the machine, in the environment
         assert "CPU time" not in text
+
+
+def test_a_summary_leaves_out_what_the_simulation_itself_took() -> None:
+    made = simulated()
+    end = made[-1]
+    assert isinstance(end, RunFinished)
+    made[-1] = replace(end, cpu_seconds=60.0, peak_rss_bytes=2**30)
+    (repeat,) = report.summarize([Run("mine", made)])[0].repeats
+    assert math.isnan(repeat.cpu_seconds)
+    assert math.isnan(repeat.peak_bytes)
 
 
 def test_a_comparison_of_simulated_and_measured_runs_says_which_is_which() -> None:

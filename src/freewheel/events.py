@@ -88,6 +88,22 @@ class WorkerFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Traffic:
+    """Who was busy and what crossed the network in a simulated run; comes once, before `RunFinished`.
+
+    Seconds are of the virtual clock, summed over the run.
+    """
+
+    worker_bytes_sent: list[int]
+    worker_bytes_received: list[int]
+    worker_busy_s: list[float]  # computing; the rest of the time the worker waited
+    shard_bytes: list[int]  # pushed to it and pulled from it
+    shard_busy_s: list[float]
+    shard_wait_s: list[float]  # in its queue, summed over pushes and pulls
+    link_busy_s: list[float]  # of the links that all workers share: towards the servers, and away from them
+
+
+@dataclass(frozen=True, slots=True)
 class RunFinished:
     """The run is over; the totals."""
 
@@ -107,11 +123,12 @@ class RunFinished:
     target_seconds: float | None  # training clock when the target first held (and held once more)
 
 
-Event = RunStarted | Steps | Tick | Evaluated | Dropped | WorkerFailed | RunFinished
+Event = RunStarted | Steps | Tick | Evaluated | Dropped | WorkerFailed | Traffic | RunFinished
 Monitor = Callable[[Event], None]
 
 _TYPES: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (RunStarted, Steps, Tick, Evaluated, Dropped, WorkerFailed, RunFinished)
+    kind.__name__: kind
+    for kind in (RunStarted, Steps, Tick, Evaluated, Dropped, WorkerFailed, Traffic, RunFinished)
 }
 
 

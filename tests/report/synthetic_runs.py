@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
-from freewheel.events import Evaluated, Event, RunFinished, RunStarted, Tick
+from freewheel.events import Evaluated, Event, RunFinished, RunStarted, Tick, Traffic
 
 CONFIG: dict[str, Any] = {
     "model": "cnn",
@@ -102,3 +103,27 @@ def events(
         )
     )  # fmt: skip
     return made
+
+
+def traffic(workers: int = 2, shards: int = 2, seconds: float = 30.0) -> Traffic:
+    """Worker w computes 90 % of the time, less for later workers; the last shard is as busy as can be."""
+    busy = [seconds * (0.9 - 0.6 * worker / workers) for worker in range(workers)]
+    return Traffic(
+        worker_bytes_sent=[(worker + 1) * 2**20 for worker in range(workers)],
+        worker_bytes_received=[3 * (worker + 1) * 2**20 for worker in range(workers)],
+        worker_busy_s=busy,
+        shard_bytes=[2**30 + shard for shard in range(shards)],
+        shard_busy_s=[seconds * (shard + 1) / shards for shard in range(shards)],
+        shard_wait_s=[seconds * 2.5 * shard for shard in range(shards)],
+        link_busy_s=[seconds * 0.25, seconds * 0.5],
+    )
+
+
+def simulated(workers: int = 2, shards: int = 2, method: str = "hogwild", seed: int = 0) -> list[Event]:
+    """The same run as `events`, as a simulation would have predicted it."""
+    begin, *middle, end = events(method, workers, seed)
+    assert isinstance(begin, RunStarted)
+    assert isinstance(end, RunFinished)
+    quiet = [replace(one, rss_bytes=0, cpu_seconds=0.0) if isinstance(one, Tick) else one for one in middle]
+    end = replace(end, peak_rss_bytes=0, start_rss_bytes=0, cpu_seconds=0.0, wall_seconds=7.0)
+    return [replace(begin, engine="simulated"), *quiet, traffic(workers, shards, end.seconds), end]

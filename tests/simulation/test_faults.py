@@ -24,6 +24,7 @@ from freewheel.simulation import (
     reorder,
     replace_by_noise,
 )
+from freewheel.simulation.draws import BLOCK
 
 SHARES: list[Fault] = [corrupt(0.1), duplicate(0.2), reorder(0.3, delay_s=2.0), lose(0.05)]
 
@@ -51,6 +52,12 @@ def test_what_happens_depends_on_seed_worker_and_number_alone() -> None:
     assert [[again[w, n] for n in range(700)] for w in range(4)] == wanted
     assert fates(FaultPlan(SHARES, seed=4)) != wanted
     assert len({tuple(one) for one in wanted}) == 4
+
+
+def test_what_happens_does_not_repeat_itself() -> None:
+    own = [plan.push(0, number).lost for plan in [FaultPlan([lose(0.5)])] for number in range(4 * BLOCK)]
+    blocks = {tuple(own[start : start + BLOCK]) for start in range(0, 4 * BLOCK, BLOCK)}
+    assert len(blocks) == 4
 
 
 def test_each_kind_of_fault_happens_in_its_share_and_is_counted() -> None:

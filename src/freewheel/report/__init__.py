@@ -1,7 +1,8 @@
 """Events to a report: one HTML file with plots and tables, for one run or for a comparison of several.
 
 Layout: runs.py (what is read from events), judgement.py (the verdict), plots.py (Matplotlib), svg.py (plots
-in the page), tables.py, page.py and its template. Matplotlib and Jinja2 are imported when a report is made.
+in the page), tables.py, traffic.py (more of both for simulated runs), page.py and its template. Matplotlib
+and Jinja2 are imported when a report is made.
 """
 
 from __future__ import annotations
@@ -35,17 +36,18 @@ def figures(runs: Sequence[Run]) -> dict[str, Figure]:
         >>> list(figures([Run("mine", (start, Evaluated(1.0, 500, 0.5, {"accuracy": 0.8})))]))
         ['metric_by_seconds', 'metric_by_samples']
     """
-    from freewheel.report import plots
+    from freewheel.report import plots, traffic
 
-    return plots.figures(_checked(runs))
+    runs = _checked(runs)
+    return {**plots.figures(runs), **traffic.figures(runs)}
 
 
 def render(runs: Sequence[Run], title: str | None = None, *, baseline: str | None = None) -> str:
     """The report as a string of HTML; see :func:`write`."""
-    from freewheel.report import page, plots
+    from freewheel.report import page
 
     runs = _checked(runs)
-    return page.render(runs, title if title is not None else _title(runs), plots.figures(runs), baseline)
+    return page.render(runs, title if title is not None else _title(runs), figures(runs), baseline)
 
 
 def write(

@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 from freewheel.events import WorkerFailed
-from freewheel.report import plots, svg, tables, wording
+from freewheel.report import plots, svg, tables, traffic, wording
 from freewheel.report.judgement import verdict
 from freewheel.report.runs import TRAINING_LOSS, UNFINISHED, Run, final_metric, main_metric, summarize
 from freewheel.report.tables import Table
@@ -24,6 +24,7 @@ _CAPTIONS = {
     "throughput": "Means over windows of at least half a second.",
     "staleness": "Updates that others applied between a worker's read of the weights and its own update.",
     "memory": "Resident memory of the process, data and libraries included.",
+    **traffic.CAPTIONS,
 }
 _ENDS = {
     "interrupted": "The run was interrupted; what was trained until then is shown.",
@@ -55,17 +56,34 @@ def render(
     detail = [first, tables.ledger(runs), tables.settings(runs), tables.environment(runs)]
     return environment.from_string(source).render(
         title=title,
-        kind="Run" if single else "Comparison",
+        kind=_kind(runs),
         label=runs[0].label if single else "",
         lead=headline(runs[0]) if single else "",
         warnings=_warnings(runs[0]) if single else [],
-        verdict=[] if single else verdict(summaries, baseline),
+        verdict=[] if single else [*verdict(summaries, baseline), *_predicted(runs)],
         tiles=tables.tiles(runs[0]) if single else [],
         overview=[] if single else [tables.methods(summaries)],
         plots=[_plot(name, figure, runs) for name, figure in figures.items()],
         tables=[table for table in detail if table.rows],
+        clock=" ".join(_predicted(runs)) or "Seconds are of the training clock.",
         series=plots.SERIES,
     )
+
+
+def _kind(runs: Sequence[Run]) -> str:
+    if len(runs) > 1:
+        return "Comparison"
+    return "Simulated run" if runs[0].simulated else "Run"
+
+
+def _predicted(runs: Sequence[Run]) -> list[str]:
+    """Says whose times were predicted, if any were."""
+    labels = list(dict.fromkeys(run.label for run in runs if run.simulated))
+    if not labels:
+        return []
+    if all(run.simulated for run in runs):
+        return ["Seconds are predicted by simulation, not measured; the gradients are true ones."]
+    return [f"Seconds of {', '.join(labels)} are predicted by simulation; the others were measured."]
 
 
 def headline(run: Run) -> str:
@@ -76,6 +94,7 @@ def headline(run: Run) -> str:
     what = f"The model {model} ({weights})" if isinstance(model, str) else f"A model with {weights}"
     how = {
         "threads": wording.plural(begin.workers, "worker thread"),
+        "simulated": wording.plural(begin.workers, "simulated worker"),
         "processes": wording.plural(begin.workers, "worker process", "worker processes"),
     }.get(begin.engine, f"{wording.plural(begin.workers, 'worker')} ({begin.engine})")
     value = final_metric(run, metric)
@@ -83,7 +102,8 @@ def headline(run: Run) -> str:
     if not done.samples:
         return f"{what} was to be trained by {begin.method} on {how}; no sample was processed."
     speed = f", {wording.rate(run.samples_per_second)} samples per second" if done.seconds > 0 else ""
-    spent = f"after {wording.plural(done.samples, 'sample')} in {wording.duration(done.seconds)}{speed}"
+    time = f"{'a predicted ' * run.simulated}{wording.duration(done.seconds)}"
+    spent = f"after {wording.plural(done.samples, 'sample')} in {time}{speed}"
     return f"{what} was trained by {begin.method} on {how}: {result} {spent}."
 
 
@@ -103,7 +123,12 @@ def _plot(name: str, figure: Figure, runs: Sequence[Run]) -> Plot:
     if name == "metric_by_seconds" and main_metric(runs) == TRAINING_LOSS:
         caption = "The model was not evaluated; this is the loss on the minibatches as they came."
     label = f"{title}. {_described(name, runs)}".strip()
-    return Plot(name, svg.to_svg(figure, name, label), caption, tables.beside(name, runs))
+    return Plot(
+        name,
+        svg.to_svg(figure, name, label),
+        caption,
+        traffic.beside(name, runs) or tables.beside(name, runs),
+    )
 
 
 def _described(name: str, runs: Sequence[Run]) -> str:
@@ -125,4 +150,4 @@ def _described(name: str, runs: Sequence[Run]) -> str:
         return " ".join(f"{run.label}: mean {wording.rate(run.mean_staleness)}." for run in runs[:8])
     if name == "memory":
         return " ".join(f"{run.label}: peak {wording.size(run.finished.peak_rss_bytes)}." for run in runs[:8])
-    return ""
+    return traffic.described(name, runs)

@@ -100,10 +100,18 @@ def curve(run: Run, metric: str, by: str) -> Points:
     return [point for point in points if math.isfinite(point[0]) and math.isfinite(point[1])]
 
 
+def clock(runs: Iterable[Run]) -> str:
+    """What an axis of the training clock is called: a simulated run predicts its time."""
+    simulated = {run.simulated for run in runs}
+    if len(simulated) > 1:
+        return "seconds, trained or predicted"
+    return "predicted seconds" if simulated == {True} else "training seconds"
+
+
 def metric_curve(runs: Sequence[Run], metric: str, by: str) -> Figure | None:
     """The metric of every run over seconds or samples."""
     groups = {label: [curve(run, metric, by) for run in group] for label, group in grouped(runs).items()}
-    axis = "training seconds" if by == "seconds" else "samples"
+    axis = clock(runs) if by == "seconds" else "samples"
     goals = {run.started.target[1] for run in runs if run.started.target and run.started.target[0] == metric}
     title = f"{metric[:1].upper()}{metric[1:]} against {axis}"
     target = next(iter(goals)) if len(goals) == 1 else None
@@ -147,25 +155,23 @@ def worker_throughput(run: Run) -> Figure | None:
     title = "Throughput by worker, samples/s"
     if len(curves) <= MOST_LINES:
         groups = {f"worker {index}": [points] for index, points in enumerate(curves)}
-        return _lines(groups, title, "training seconds", zero=True)
+        return _lines(groups, title, clock([run]), zero=True)
     columns = list(zip(*curves, strict=False))
     x = [column[0][0] for column in columns]
     values = [sorted(point[1] for point in column) for column in columns]
     first = style(0)
     handles = [Line2D([], [], color=first.color, lw=2), Line2D([], [], color=first.color, lw=7, alpha=0.25)]
-    figure, axes = _canvas(
-        title, "training seconds", handles, ["median worker", f"all {len(curves)} workers"]
-    )
+    figure, axes = canvas(title, clock([run]), handles, ["median worker", f"all {len(curves)} workers"])
     axes.fill_between(x, [v[0] for v in values], [v[-1] for v in values], color=first.color, alpha=0.25, lw=0)
     axes.plot(x, [statistics.median(v) for v in values], color=first.color, lw=2)
     axes.set_ylim(bottom=0)
-    return _finish(figure, axes)
+    return finish(figure, axes)
 
 
 def throughput(runs: Sequence[Run]) -> Figure | None:
     """Throughput of all workers together over time, for each run."""
     groups = {label: [total_rate(run) for run in group] for label, group in grouped(runs).items()}
-    return _lines(groups, "Throughput of all workers, samples/s", "training seconds", zero=True)
+    return _lines(groups, "Throughput of all workers, samples/s", clock(runs), zero=True)
 
 
 def memory(runs: Sequence[Run]) -> Figure | None:
@@ -197,9 +203,9 @@ def staleness(runs: Sequence[Run]) -> Figure | None:
     top = max(max(share, default=0) for share in groups.values())
     bin_width = max(1, math.ceil((top + 1) / 24))
     styles = [style(index) for index in range(len(groups))]
-    handles = [_marker(one._replace(marker="s")) for one in styles]
+    handles = [marker(one._replace(marker="s")) for one in styles]
     labels = list(groups) if len(groups) > 1 else []
-    figure, axes = _canvas(
+    figure, axes = canvas(
         "Staleness, % of updates", "updates by others in between", handles if labels else [], labels
     )
     bar = 0.86 * bin_width / len(groups)
@@ -213,7 +219,7 @@ def staleness(runs: Sequence[Run]) -> Figure | None:
     axes.set_xlim(-0.6, max(top, 1) + bin_width - 0.4)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
     axes.set_ylim(bottom=0)
-    return _finish(figure, axes)
+    return finish(figure, axes)
 
 
 def repeats(runs: Sequence[Run]) -> Figure | None:
@@ -225,9 +231,9 @@ def repeats(runs: Sequence[Run]) -> Figure | None:
     }
     if not any(math.isfinite(x) and math.isfinite(y) for points in groups.values() for x, y in points):
         return None
-    handles = [_marker(style(index)) for index in range(len(groups))]
+    handles = [marker(style(index)) for index in range(len(groups))]
     title = f"Final {metric} against throughput, each run"
-    figure, axes = _canvas(title, "samples/s", handles, list(groups))
+    figure, axes = canvas(title, "samples/s", handles, list(groups))
     for index, points in enumerate(groups.values()):
         one = style(index)
         sound = [point for point in points if math.isfinite(point[0]) and math.isfinite(point[1])]
@@ -236,10 +242,11 @@ def repeats(runs: Sequence[Run]) -> Figure | None:
             ls="", marker=one.marker, ms=8, color=one.color, mec=SURFACE, mew=1,
         )  # fmt: skip
     axes.margins(0.12)
-    return _finish(figure, axes)
+    return finish(figure, axes)
 
 
-def _marker(one: Style) -> Line2D:
+def marker(one: Style) -> Line2D:
+    """What stands for a label in a legend of points or bars."""
     return Line2D([], [], ls="", marker=one.marker, ms=7, color=one.color)
 
 
@@ -258,7 +265,7 @@ def _lines(
     names = list(groups) if len(groups) > 1 else []
     styles = [style(index) for index in range(len(groups))]
     handles = [Line2D([], [], color=one.color, ls=one.dash, lw=2) for one in styles]
-    figure, axes = _canvas(title, axis, handles if names else [], names)
+    figure, axes = canvas(title, axis, handles if names else [], names)
     for one, curves in zip(styles, groups.values(), strict=True):
         several = len(curves) > 1
         for points in curves:
@@ -278,7 +285,7 @@ def _lines(
             textcoords="offset points", ha="right", va="top", size=SMALL, color=MUTED, parse_math=False,
         )  # fmt: skip
     axes.set_xlim(left=0)
-    return _finish(figure, axes)
+    return finish(figure, axes)
 
 
 def _thin(points: Points) -> Points:
@@ -289,7 +296,7 @@ def _thin(points: Points) -> Points:
     return [points[round(index * step)] for index in range(MOST_POINTS)]
 
 
-def _canvas(title: str, axis: str, handles: Sequence[Line2D], labels: Sequence[str]) -> tuple[Figure, Axes]:
+def canvas(title: str, axis: str, handles: Sequence[Line2D], labels: Sequence[str]) -> tuple[Figure, Axes]:
     """An empty plot in the report's looks; fixed margins, so that all plots line up."""
     columns = 2 if max((len(short(label)) for label in labels), default=0) > 11 else 4
     rows = math.ceil(len(labels) / columns)
@@ -333,7 +340,7 @@ def _legend(
         text.set_parse_math(False)  # a label is the user's own words, not TeX
 
 
-def _finish(figure: Figure, axes: Axes) -> Figure:
+def finish(figure: Figure, axes: Axes) -> Figure:
     """Labels the ticks, now that the limits are known: all of an axis in one unit, with equal decimals."""
     for axis in (axes.xaxis, axes.yaxis):
         low, high = axis.get_view_interval()

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from freewheel.errors import DataError
-from freewheel.events import Evaluated, Event, RunFinished, RunStarted, Tick, read
+from freewheel.events import Evaluated, Event, RunFinished, RunStarted, Tick, Traffic, read
 from freewheel.metrics import Target
 
 EVENTS_FILE = "events.jsonl"
@@ -100,6 +100,16 @@ class Run:
             if isinstance(event, RunFinished):
                 return event
         return _unfinished(self)
+
+    @cached_property
+    def traffic(self) -> Traffic | None:
+        """Who was busy and what crossed the network; None unless it was simulated to its end."""
+        return next((event for event in reversed(self.events) if isinstance(event, Traffic)), None)
+
+    @property
+    def simulated(self) -> bool:
+        """Whether its times are predicted, not measured."""
+        return self.started.engine == "simulated"
 
     @property
     def complete(self) -> bool:
@@ -231,7 +241,8 @@ def _repeat(run: Run, metric: str) -> Repeat:
         samples_per_second=run.samples_per_second,
         metric=final_metric(run, metric),
         target_seconds=run.finished.target_seconds,
-        cpu_seconds=run.finished.cpu_seconds,
-        peak_bytes=float(run.finished.peak_rss_bytes),
+        # What the simulation itself took says nothing of the run that it predicts.
+        cpu_seconds=math.nan if run.simulated else run.finished.cpu_seconds,
+        peak_bytes=math.nan if run.simulated else float(run.finished.peak_rss_bytes),
         complete=run.complete,
     )

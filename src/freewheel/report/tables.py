@@ -23,6 +23,10 @@ _ADDED = (
     "max_seconds",
     "trainable",
 )
+_QUANTILES = {"least": 0.0, "lower quartile": 0.25, "median": 0.5, "upper quartile": 0.75, "most": 1.0}
+
+Column = tuple[Sequence[float], Callable[[float], str]]
+"""The values of a column, and how they are worded."""
 
 
 class Table(NamedTuple):
@@ -52,13 +56,14 @@ def tiles(run: Run) -> list[Tile]:
     others = [f"{name} {wording.metric(other)}" for name, other in run.metrics.items() if name != metric]
     rate = run.samples_per_second
     steps = done.steps / done.seconds if done.seconds > 0 and done.steps else math.nan
-    busy = done.cpu_seconds / done.seconds if done.seconds > 0 else math.nan
-    wall = (
-        f"{wording.duration(done.wall_seconds)} with evaluation" if math.isfinite(done.wall_seconds) else ""
-    )
+    wall = f"{wording.duration(done.wall_seconds)} {'to simulate' if run.simulated else 'with evaluation'}"
     made = [
         Tile(f"Final {metric}", wording.metric(value), ", ".join(others[:2])),
-        Tile("Training time", wording.duration(done.seconds), wall),
+        Tile(
+            "Predicted time" if run.simulated else "Training time",
+            wording.duration(done.seconds),
+            wall if math.isfinite(done.wall_seconds) else "",
+        ),
         Tile(
             "Samples per second",
             wording.rate(rate),
@@ -69,16 +74,7 @@ def tiles(run: Run) -> list[Tile]:
             wording.rate(steps),
             f"{wording.count(done.steps)} steps" if done.steps else "",
         ),
-        Tile(
-            "CPU time",
-            wording.duration(done.cpu_seconds),
-            f"{busy:.2f} cores busy on average" if math.isfinite(busy) else "",
-        ),
-        Tile(
-            "Peak memory",
-            _size(done.peak_rss_bytes),
-            f"{_size(done.start_rss_bytes)} at the start" if done.start_rss_bytes else "",
-        ),
+        *([] if run.simulated else _cost_tiles(run)),
         Tile(
             "Mean staleness",
             wording.rate(run.mean_staleness),
@@ -89,8 +85,21 @@ def tiles(run: Run) -> list[Tile]:
         name, wanted = run.started.target[:2]
         reached = done.target_seconds
         when = wording.duration(reached) if reached is not None else "not reached"
-        made.insert(1, Tile("Time to target", when, f"{name} {wanted:g}"))
+        to_target = "Predicted time to target" if run.simulated else "Time to target"
+        made.insert(1, Tile(to_target, when, f"{name} {wanted:g}"))
     return made
+
+
+def _cost_tiles(run: Run) -> list[Tile]:
+    """What the run took of the machine; a simulated run is no measurement of that."""
+    done = run.finished
+    busy = done.cpu_seconds / done.seconds if done.seconds > 0 else math.nan
+    cores = f"{busy:.2f} cores busy on average" if math.isfinite(busy) else ""
+    start = f"{_size(done.start_rss_bytes)} at the start" if done.start_rss_bytes else ""
+    return [
+        Tile("CPU time", wording.duration(done.cpu_seconds), cores),
+        Tile("Peak memory", _size(done.peak_rss_bytes), start),
+    ]
 
 
 def methods(summaries: Sequence[Summary]) -> Table:
@@ -105,6 +114,8 @@ def methods(summaries: Sequence[Summary]) -> Table:
         ("CPU time", lambda run: run.cpu_seconds, wording.duration),
         ("Peak memory", lambda run: run.peak_bytes, _size),
     ]
+    if not any(repeat.peak_bytes > 0 for one in summaries for repeat in one.repeats):
+        del columns[-2:]  # all were simulated: nothing was measured
     rows = []
     for one in summaries:
         repeats = one.complete or one.repeats
@@ -127,6 +138,7 @@ def _spread(values: Sequence[float | None], words: Callable[[float], str]) -> st
 def every_run(runs: Sequence[Run]) -> Table:
     """A row for each run of a comparison."""
     metric = main_metric(runs)
+    simulated = all(run.simulated for run in runs)
     rows = [
         [
             run.label,
@@ -136,14 +148,19 @@ def every_run(runs: Sequence[Run]) -> Table:
             wording.count(run.finished.samples),
             wording.duration(run.finished.seconds),
             wording.rate(run.samples_per_second),
-            wording.duration(run.finished.cpu_seconds),
             wording.rate(run.mean_staleness),
-            _size(run.finished.peak_rss_bytes),
+            *([] if simulated else _cost_cells(run)),
         ]
         for run in runs
     ]
-    head = ["Method", "Seed", "Ended by", f"Final {metric}", "Samples", "Time", "Samples/s", "CPU time"]
-    return Table("Every run", [*head, "Mean staleness", "Peak memory"], rows)
+    head = ["Method", "Seed", "Ended by", f"Final {metric}", "Samples", "Time", "Samples/s", "Mean staleness"]
+    return Table("Every run", head + ([] if simulated else ["CPU time", "Peak memory"]), rows)
+
+
+def _cost_cells(run: Run) -> list[str]:
+    if run.simulated:
+        return [wording.MISSING] * 2
+    return [wording.duration(run.finished.cpu_seconds), _size(run.finished.peak_rss_bytes)]
 
 
 def beside(name: str, runs: Sequence[Run]) -> Table | None:
@@ -198,27 +215,47 @@ def _curves(runs: Sequence[Run], metric: str, by: str) -> Table:
 def workers(run: Run) -> Table:
     """What each worker did."""
     done = run.finished
-    rows = [
-        [
-            f"worker {index}",
-            wording.count(samples),
-            wording.count(done.worker_steps[index]) if index < len(done.worker_steps) else wording.MISSING,
-            wording.rate(samples / done.seconds) if done.seconds > 0 else wording.MISSING,
-            f"{100 * samples / done.samples:.1f} %" if done.samples else wording.MISSING,
-        ]
-        for index, samples in enumerate(done.worker_samples)
+    samples: list[float] = list(done.worker_samples)
+    steps = [*done.worker_steps, *[math.nan] * len(samples)][: len(samples)]
+    time, total = done.seconds or math.nan, done.samples or math.nan
+    columns: list[Column] = [
+        (samples, wording.count),
+        (steps, wording.count),
+        ([own / time for own in samples], wording.rate),
+        ([own / total for own in samples], percent),
     ]
-    return Table("Workers", ["Worker", "Samples", "Steps", "Samples/s", "Share"], rows)
+    head = ["Worker", "Samples", "Steps", "Samples/s", "Share"]
+    return Table("Workers", head, each_or_spread("worker", columns), many(len(samples), "worker"))
+
+
+def each_or_spread(noun: str, columns: Sequence[Column]) -> list[list[str]]:
+    """A row for each of a few things; of many the least, the quartiles and the most of each column."""
+    number = len(columns[0][0])
+    if number <= MOST_ROWS:
+        return [
+            [f"{noun} {index}", *(words(values[index]) for values, words in columns)]
+            for index in range(number)
+        ]
+    ordered = [(sorted(values), words) for values, words in columns]
+    return [
+        [name, *(words(values[round(share * (number - 1))]) for values, words in ordered)]
+        for name, share in _QUANTILES.items()
+    ]
+
+
+def many(number: int, noun: str) -> str:
+    """Says what the rows of :func:`each_or_spread` are, where they are not one for each."""
+    return f"Over {number:,} {noun}s, each column for itself." if number > MOST_ROWS else ""
 
 
 def _staleness(runs: Sequence[Run]) -> Table:
     groups = {label: plots.shares(group) for label, group in grouped(runs).items()}
     values = sorted({value for share in groups.values() for value in share})
     shown = values if len(values) <= MOST_ROWS else values[: MOST_ROWS - 1]
-    rows = [[str(value), *(_percent(share.get(value, 0.0)) for share in groups.values())] for value in shown]
+    rows = [[str(value), *(percent(share.get(value, 0.0)) for share in groups.values())] for value in shown]
     if len(shown) < len(values):
         rest = [sum(part for value, part in share.items() if value > shown[-1]) for share in groups.values()]
-        rows.append([f"{shown[-1] + 1} or more", *map(_percent, rest)])
+        rows.append([f"{shown[-1] + 1} or more", *map(percent, rest)])
     return Table("Staleness", ["Updates in between", *groups], rows)
 
 
@@ -335,8 +372,9 @@ def _size(value: float) -> str:
     return wording.size(value) if value > 0 else wording.MISSING
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def percent(share: float) -> str:
+    """A share as a percentage."""
+    return f"{100 * share:.1f} %" if math.isfinite(share) else wording.MISSING
 
 
 def _sample(values: Sequence[Any]) -> list[Any]:

@@ -25,6 +25,9 @@ from freewheel.rules import Rule, RuleContext, Span, State, chain, select
 from freewheel.shards import Shard, cut
 from freewheel.update import WHOLE, Update
 
+PASSED = frozenset(("applied", "absorbed", "duplicate"))
+"""Verdicts that are no drops."""
+
 REMEMBERED = 64  # pushes of one worker that may arrive out of order
 
 
@@ -339,9 +342,11 @@ class Server:
 
     def dropped(self) -> list[Counter[str]]:
         """Dropped steps by reason, for every worker."""
-        passed = ("applied", "absorbed", "duplicate")
         return [
-            Counter({k: n for k, n in dict(slot.counts).items() if k not in passed}) for slot in self._slots
+            Counter({reason: n for reason, n in dict(slot.counts).items() if reason not in PASSED})
+            if slot.counts.keys() - PASSED
+            else Counter()
+            for slot in self._slots
         ]
 
     # --- inside ---

@@ -22,7 +22,7 @@ from freewheel.engines.fleet import Fleet, Member
 from freewheel.engines.session import Session
 from freewheel.engines.wire import Wire
 from freewheel.errors import ConfigurationError, FreewheelError, TrainingError, WorkerError
-from freewheel.events import Monitor
+from freewheel.events import Monitor, Traffic
 from freewheel.gates import NEVER_WAITED_FOR
 from freewheel.job import Job, Result
 from freewheel.link import received, stamped
@@ -185,6 +185,7 @@ class _Simulation:
             with suppress(KeyboardInterrupt):
                 self._settle(final=True)
                 session.evaluate()
+                session.emit(self._traffic())
         except BaseException as error:
             session.fail(error)
             raise
@@ -212,6 +213,20 @@ class _Simulation:
         if session.reason != "target":
             again = self._settle(final=True)
             session.evaluate(again=again)
+        session.drain()
+        session.emit(self._traffic())
+
+    def _traffic(self) -> Traffic:
+        wire = self.wire
+        return Traffic(
+            worker_bytes_sent=list(wire.links.sent),
+            worker_bytes_received=list(wire.links.received),
+            worker_busy_s=[member.busy_s for member in self.members],
+            shard_bytes=[station.bytes for station in wire.stations],
+            shard_busy_s=[station.busy_s for station in wire.stations],
+            shard_wait_s=[station.waited_s for station in wire.stations],
+            link_busy_s=[wire.links.inbound.busy_s, wire.links.outbound.busy_s],
+        )
 
     def _check_complete(self) -> None:
         if self.total is not None and self.booked < self.total:

@@ -340,14 +340,13 @@ class Server:
             "duplicates": duplicates,
         }
 
-    def dropped(self) -> list[Counter[str]]:
-        """Dropped steps by reason, for every worker."""
-        return [
-            Counter({reason: n for reason, n in dict(slot.counts).items() if reason not in PASSED})
-            if slot.counts.keys() - PASSED
-            else Counter()
-            for slot in self._slots
-        ]
+    def dropped(self) -> dict[int, Counter[str]]:
+        """Dropped steps by reason, for every worker that had any."""
+        return {
+            worker: Counter({reason: n for reason, n in dict(slot.counts).items() if reason not in PASSED})
+            for worker, slot in enumerate(self._slots)
+            if not slot.counts.keys() <= PASSED
+        }
 
     # --- inside ---
 

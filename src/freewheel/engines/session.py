@@ -60,7 +60,7 @@ class Tally:
     staleness_sum: float = 0.0
     recent: int = 0
     pushed: int = 0
-    dropped: list[Counter[str]] = field(default_factory=list)
+    dropped: dict[int, Counter[str]] = field(default_factory=dict)
 
 
 class Session:
@@ -103,7 +103,7 @@ class Session:
         self.history: list[Evaluated] = []
         self.target_seconds: float | None = None
         self.reason: str | None = None
-        self._tally = Tally([0] * workers, [0] * workers, dropped=[Counter() for _ in range(workers)])
+        self._tally = Tally([0] * workers, [0] * workers)
         self._hopeless = [0] * workers
         self._settled = False  # for good: the run ends
         self._wall_began = time.perf_counter()
@@ -325,9 +325,10 @@ class Session:
         self._report_drops()
 
     def _report_drops(self) -> None:
-        for worker, counts in enumerate(self.server.dropped()):
+        for worker, counts in self.server.dropped().items():
+            known = self._tally.dropped.get(worker, Counter())
             for reason, count in counts.items():
-                if self._tally.dropped[worker][reason] != count:
+                if known[reason] != count:
                     self.emit(Dropped(worker, reason, count))
             self._tally.dropped[worker] = counts
 

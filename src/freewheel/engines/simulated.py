@@ -7,6 +7,7 @@ would have it. With equal constant times and no latency, the order is the serial
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -144,6 +145,10 @@ class VirtualClock:
         return 0.0
 
 
+class _End(Exception):  # noqa: N818  # no error: the run has reached its target
+    """The target is reached: nothing that lies on the agenda happens any more."""
+
+
 class _Simulation:
     def __init__(self, session: Session, agenda: Agenda, settings: Simulated) -> None:
         job = session.job
@@ -193,17 +198,11 @@ class _Simulation:
             session.close()
 
     def _follow(self) -> None:
-        agenda, session = self.agenda, self.session
-        limit = session.job.stop.max_seconds
-        while len(agenda):
-            action = agenda.pop()
-            if limit is not None and agenda.now >= limit:
-                agenda.now = limit
-                session.reason = "max_seconds"
-                return
-            action()
-            if session.reason is not None:
-                return
+        limit = self.session.job.stop.max_seconds
+        with suppress(_End):
+            self.agenda.run(math.inf if limit is None else limit)
+            if len(self.agenda):
+                self.session.reason = "max_seconds"
 
     def _end(self) -> None:
         session = self.session
@@ -370,7 +369,7 @@ class _Simulation:
             self._go_on(member)
 
     def _go_on(self, member: Member) -> None:
-        if self.session.reason is None and not member.dead:
+        if not member.dead:
             self._begin(member)
 
     def _book(
@@ -388,8 +387,9 @@ class _Simulation:
             self.evaluated_at = self.booked
             self._settle(final=False)
             session.evaluate()
-        if session.reason is None:
-            self._wake()
+            if session.reason is not None:
+                raise _End
+        self._wake()
 
     def _is_due(self) -> bool:
         """Whether to evaluate now; a short rest is not worth an evaluation of its own."""

@@ -35,6 +35,7 @@ class Method:
         backup: workers that a round does not wait for.
         in_flight: pushes that may be under way while the next step computes.
         compression: a rule that workers run on what they push.
+        keeps_pulled: updates carry the weights that they were computed at, for rules that compare with them.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Method:
     backup: int = 0
     in_flight: int = 0
     compression: Rule | None = None
+    keeps_pulled: bool = False
 
     def __post_init__(self) -> None:
         check_whole("in_flight", self.in_flight, 0, "0 waits for each push")
@@ -77,7 +79,7 @@ class Method:
                 f"`rule` {rule.describe} needs the whole gradient, but granularity='layer' applies it piece"
                 " by piece; use clip_value() in place of clip() or finite(), or granularity='model'"
             )
-        if rule.needs_pulled and not self.settings.get("keeps_pulled"):
+        if rule.needs_pulled and not self.keeps_pulled:
             raise ConfigurationError(
                 f"`rule` {rule.describe} compares with the weights that a worker pulled, which {self.name}"
                 " does not keep; use delay_compensated(), or stale_synchronous() with in_flight=0"

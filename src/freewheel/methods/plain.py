@@ -200,9 +200,9 @@ def stale_synchronous(
         bounded(bound),
         False,
         plain.rule,
-        settings=_settings(plain.rule(2), bound=bound, in_flight=in_flight, compression=compression)
-        | {"keeps_pulled": in_flight == 0},
-        exchange=partial(Fresh, keeps=in_flight == 0),
+        settings=_settings(plain.rule(2), bound=bound, in_flight=in_flight, compression=compression),
+        exchange=partial(Fresh, keeps=plain.rule(2).needs_pulled),
+        keeps_pulled=in_flight == 0,  # the next pull would overwrite the weights of a push under way
         in_flight=in_flight,
         compression=_compression(compression),
     )
@@ -251,7 +251,8 @@ def delay_compensated(
         free(),
         False,
         lambda workers: chosen,
-        settings=_settings(chosen, compression=compression) | {"keeps_pulled": True},
+        settings=_settings(chosen, compression=compression),
+        keeps_pulled=True,
         exchange=partial(Fresh, keeps=True),
         compression=_compression(compression),
     )

@@ -83,6 +83,7 @@ class Fleet:
         self._replica.train()
         self._live = Weights(parameters.flat, parameters.trainable_views())
         self._bound = self._live
+        self._has_statistics = self._statistics.numel() > 0
         self._snapshot: tuple[int, list[Tensor]] = (-1, [])
         parameters.bind(module)
 
@@ -126,12 +127,12 @@ class Fleet:
             for parameter, view in zip(self._weights, weights.views, strict=True):
                 parameter.data = view
             self._bound = weights
-        if member.statistics.numel():
+        if self._has_statistics:
             self._statistics.copy_(member.statistics)
 
     def take_back(self, member: Member, updates: list[Update]) -> None:
         """Keeps what the next worker's step would overwrite: the running statistics, the weights read."""
-        if member.statistics.numel():
+        if self._has_statistics:
             member.statistics.copy_(self._statistics)
         for update in updates:
             if update.buffers is not None:

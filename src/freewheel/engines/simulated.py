@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, final
@@ -285,11 +285,15 @@ class _Simulation:
             self.progress[member.number] = seen
 
     def _lease(self, member: Member) -> Lease | None:
-        source = self.session.job.source
-        with _failing(member):
+        source, context = self.session.job.source, member.context
+        try:
             if self.method.leases == "fixed":
                 return source.take_number(member.begun * len(self.members) + member.number)
             return source.take()
+        except FreewheelError:
+            raise
+        except Exception as error:
+            raise WorkerError(member.number, context.sequence, error) from error
 
     def _served(
         self, member: Member, lease: Lease, hang: float, versions: tuple[int, ...], arrival: float
@@ -323,8 +327,12 @@ class _Simulation:
         self.fleet.lend(member)
         context = member.context
         context.sequence = member.begun - 1
-        with _failing(member):
+        try:
             report = self.task.step(context, lease, self.session.states[member.number])
+        except FreewheelError:
+            raise
+        except Exception as error:
+            raise WorkerError(member.number, context.sequence, error) from error
         updates, member.outbox = member.outbox, []
         self.fleet.take_back(member, updates)
         seconds = member.draw(start) + hang
@@ -467,14 +475,3 @@ class _Simulation:
 
     def _pull_now(self, member: Member, target: torch.Tensor) -> None:
         received(self.server.pull(target), member.context)
-
-
-@contextmanager
-def _failing(member: Member) -> Iterator[None]:
-    """Says which worker an error comes from."""
-    try:
-        yield
-    except FreewheelError:
-        raise
-    except Exception as error:
-        raise WorkerError(member.number, member.context.sequence, error) from error

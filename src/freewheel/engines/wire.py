@@ -51,6 +51,7 @@ class Wire:
         self._faults = faults
         self._instant = network.instant and cost.free
         self._sizes = [BYTES * shard.numel for shard in server.shards]
+        self._size_of_all = sum(self._sizes)
         self._pushes = [0] * server.workers
 
     # --- pulling ---
@@ -85,7 +86,10 @@ class Wire:
         size = self._sizes[shard.index]
         seconds = self._cost.pull_seconds(size)
         done = self.stations[shard.index].serve(self._agenda.now, seconds, size)
-        self._agenda.at(done, partial(self._answer, worker, shard, target, answers))
+        if done > self._agenda.now:
+            self._agenda.at(done, partial(self._answer, worker, shard, target, answers))
+        else:
+            self._answer(worker, shard, target, answers)
 
     def _answer(self, worker: int, shard: Shard, target: Tensor | None, answers: _Answers) -> None:
         version = self._read(shard, target)
@@ -134,7 +138,10 @@ class Wire:
         size = self._size(update, shard)
         station = self.stations[shard.index]
         done = station.serve(self._agenda.now, self._cost.push_seconds(size), size)
-        self._agenda.at(done, partial(delivery.apply, shard))
+        if done > self._agenda.now:
+            self._agenda.at(done, partial(delivery.apply, shard))
+        else:
+            delivery.apply(shard)
 
     def _size(self, update: Update, shard: Shard) -> int:
         if update.rejected:
@@ -142,7 +149,7 @@ class Wire:
         whole = self._sizes[shard.index]
         if update.wire_bytes is None:
             return whole
-        return round(update.wire_bytes * whole / sum(self._sizes))
+        return round(update.wire_bytes * whole / self._size_of_all)
 
 
 @final

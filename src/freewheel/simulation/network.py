@@ -118,10 +118,10 @@ class Links:
         ([200, 200, 200], 3.0)
     """
 
-    __slots__ = ("_down", "_latency", "_network", "_up", "inbound", "outbound", "received", "sent")
+    __slots__ = ("_down", "_latency", "_own_s", "_shared_s", "_up", "inbound", "outbound", "received", "sent")
 
     def __init__(self, network: Network, workers: int, seed: int = 0) -> None:
-        self._network = network
+        self._own_s, self._shared_s = 1 / network.bandwidth_bytes_per_s, 1 / network.shared_bytes_per_s
         self._up = [_Lane() for _ in range(workers)]
         self._down = [_Lane() for _ in range(workers)]
         self._latency = [network.latencies(seed, worker) for worker in range(workers)]
@@ -147,10 +147,14 @@ class Links:
     def _carry(self, own: _Lane, shared: Station, worker: int, now: float, size: int) -> float:
         # The latency comes after the links, in both directions: equal latencies change no order, and unequal
         # ones would need an event of its own for the arrival at the shared link.
-        mine = own.serve(now, size / self._network.bandwidth_bytes_per_s, size)
-        ours = shared.serve(now, size / self._network.shared_bytes_per_s, size)
-        arrival = (mine if mine > ours else ours) + self._latency[worker]()
-        own.arrived = arrival = max(arrival, own.arrived)
+        done = shared.serve(now, size * self._shared_s, size)
+        if self._own_s:
+            mine = own.serve(now, size * self._own_s, size)
+            done = mine if mine > done else done
+        arrival = done + self._latency[worker]()
+        if arrival < own.arrived:
+            return own.arrived
+        own.arrived = arrival
         return arrival
 
 

@@ -51,7 +51,8 @@ def train(
 ) -> None:
     """Train a network on all cores, and write weights, events and a report.
 
-    Ctrl-C ends the training cleanly: what was trained until then is written.
+    Ctrl-C or SIGTERM ends the training cleanly: what was trained until then is measured and written. A second
+    one does without the measuring.
 
     [bold]Examples[/bold]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -178,6 +179,43 @@ def test_an_interrupted_training_writes_everything_and_is_code_130(
     assert "interrupted" in said
     assert (folder / "cut" / "weights.safetensors").is_file()
     assert (folder / "cut" / "report.html").is_file()
+
+
+def test_sigterm_ends_a_training_as_ctrl_c_does_with_code_143(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def progress(console: Any) -> Any:
+        def monitor(event: Event) -> None:
+            if isinstance(event, Evaluated) and event.samples < 320:
+                signal.raise_signal(signal.SIGTERM)
+
+        return monitor
+
+    monkeypatch.setattr(train_command, "progress", progress)
+    said = run("train", "images", *TINY, "--evaluate-every", "100", "--run-dir", "cut", code=143)
+    assert re.search(r"Ended by\s+│?\s*interrupted", said)
+    assert (folder / "cut" / "weights.safetensors").is_file()
+    assert (folder / "cut" / "report.html").is_file()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_sigterm_outside_of_training_is_code_143(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_command, "fit", lambda *a, **k: signal.raise_signal(signal.SIGTERM))
+    assert "Interrupted" in run("train", "images", *TINY, code=143)
+
+
+def test_a_parent_that_has_sigterm_ignored_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(*arguments: Any, **options: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        raise TrainingError("went on")
+
+    monkeypatch.setattr(train_command, "fit", fit)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert "went on" in run("train", "images", *TINY, code=1)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def test_compare_prints_table_verdict_and_report(folder: Path) -> None:

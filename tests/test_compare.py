@@ -20,8 +20,9 @@ import freewheel
 from freewheel import fresh_process
 from freewheel.compare import INDEX, interleaved, recorded
 from freewheel.errors import ConfigurationError, TrainingError
-from freewheel.events import Evaluated, Event, RunFinished, RunStarted, Tick, to_json
+from freewheel.events import Evaluated, Evaluating, Event, RunFinished, RunStarted, Tick, to_json
 from freewheel.fresh_process import Entry
+from freewheel.scoreboard import Standing
 
 SEEDS = (3, 4)
 
@@ -205,6 +206,15 @@ def test_progress_names_every_run(fake: Ran, capsys: pytest.CaptureFixture[str])
     assert said.out == ""
     assert "1/4 hogwild, seed 3: starting" in said.err
     assert "4/4 hogwild, seed 4: done, accuracy 0.8000, 200/s, 5.0 s" in said.err
+
+
+def test_a_standing_says_that_the_model_is_being_evaluated() -> None:
+    start, tick, evaluated, finished = record("hogwild", 3)
+    trained = Standing().after(start).after(tick)
+    evaluating = trained.after(Evaluating())
+    assert evaluating.words().endswith(", evaluating")
+    for after in (trained, evaluating.after(evaluated), evaluating.after(tick), evaluating.after(finished)):
+        assert "evaluating" not in after.words()
 
 
 def test_the_baseline_is_the_one_that_was_named(fake: Ran) -> None:

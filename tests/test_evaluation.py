@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import freewheel
 from freewheel.errors import ConfigurationError, DataError
 from freewheel.evaluation import check_function, check_metrics, over_source
+from freewheel.events import Evaluated, Evaluating, Event
 from freewheel.inputs import source_of
 from freewheel.sources import Streamed
 from freewheel.tasks import Supervised
@@ -100,6 +101,25 @@ def test_checks_say_what_is_wrong() -> None:
         check_function(nn.Linear(4, 3), lambda module: {"a": 1 / 0})
     with pytest.raises(ConfigurationError, match=r"`evaluate` must return \{name: number\}.*got 0.5"):
         check_function(nn.Linear(4, 3), lambda module: 0.5)  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize("engine", ["serial", "threads"])
+def test_monitors_hear_of_an_evaluation_before_it_begins(engine: str) -> None:
+    heard: list[str] = []
+
+    def measure(module: nn.Module) -> dict[str, float]:
+        heard.append("measure")
+        return {"loss": 0.0}
+
+    def monitor(event: Event) -> None:
+        if isinstance(event, Evaluating | Evaluated):
+            heard.append(type(event).__name__)
+
+    freewheel.fit(
+        nn.Linear(4, 3), rows(), loss=cross_entropy, evaluate=measure, epochs=2, engine=engine, workers=2,
+        monitors=[monitor],
+    )  # fmt: skip
+    assert heard == ["measure", *2 * ["Evaluating", "measure", "Evaluated"]]  # the first is the check
 
 
 def test_a_source_that_gives_nothing_is_no_mean() -> None:

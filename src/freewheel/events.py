@@ -60,6 +60,11 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
+class Evaluating:
+    """An evaluation begins: until `Evaluated`, every worker stands still, and so does the training clock."""
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluated:
     """The model was evaluated while every worker stood still."""
 
@@ -123,12 +128,12 @@ class RunFinished:
     target_seconds: float | None  # training clock when the target first held (and held once more)
 
 
-Event = RunStarted | Steps | Tick | Evaluated | Dropped | WorkerFailed | Traffic | RunFinished
+Event = RunStarted | Steps | Tick | Evaluating | Evaluated | Dropped | WorkerFailed | Traffic | RunFinished
 Monitor = Callable[[Event], None]
 
 _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
-    for kind in (RunStarted, Steps, Tick, Evaluated, Dropped, WorkerFailed, Traffic, RunFinished)
+    for kind in (RunStarted, Steps, Tick, Evaluating, Evaluated, Dropped, WorkerFailed, Traffic, RunFinished)
 }
 
 

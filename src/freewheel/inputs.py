@@ -105,7 +105,7 @@ def _describe(data: Any) -> str:
     if isinstance(data, Tensor):
         return f"a tensor of shape {tuple(data.shape)} and {data.dtype}"
     if isinstance(data, tuple | list):
-        return f"a {type(data).__name__} of {len(data)}: " + ", ".join(
-            type(item).__name__ for item in data[:4]
-        )
+        kinds = [type(item).__name__ for item in data[:4]]
+        arrays = "; make tensors of arrays: torch.from_numpy(array)" if "ndarray" in kinds else ""
+        return f"a {type(data).__name__} of {len(data)}: {', '.join(kinds)}{arrays}"
     return type(data).__name__

@@ -16,6 +16,9 @@ from freewheel.randomness import generators_kept
 from freewheel.sources import Carry, Lease, Source
 from freewheel.tasks import Supervised
 
+ACCEPT = "The model and the loss must accept what `data` gives"
+DO_WITHOUT = "Choose a batch size that leaves no such rest, or give a DataLoader with drop_last=True"
+
 
 def check_step(module: nn.Module, task: Supervised, source: Source) -> None:
     """Computes one loss and its gradient on the first batch, changing nothing.
@@ -35,7 +38,7 @@ def check_step(module: nn.Module, task: Supervised, source: Source) -> None:
         _check_gradient(twin, loss, task.granularity)
         short = _batch(source.short)
         if short is not None:
-            _loss(twin, task, short, "short batch at the end of an epoch")
+            _loss(twin, task, short, "short batch at the end of an epoch", DO_WITHOUT)
     if not math.isfinite(loss.item()):
         raise DataError(
             f"the loss of the first batch is {loss.item()}; look for NaN or Inf in the inputs and for labels"
@@ -125,16 +128,18 @@ def _copy(module: nn.Module, channels_last: bool) -> nn.Module:
     return twin if module.training else twin.train()
 
 
-def _loss(module: nn.Module, task: Supervised, batch: Any, which: str = "first step") -> Any:
+def _loss(
+    module: nn.Module, task: Supervised, batch: Any, which: str = "first step", remedy: str = ACCEPT
+) -> Any:
     lease = Lease(0, batch, 0, carry=Carry() if task.recurrent else None)
     try:
         return task.loss_of(module, lease)
     except FreewheelError:
         raise
     except Exception as error:
+        why = f"{type(error).__name__}: {error}".rstrip(".")
         raise ConfigurationError(
-            f"the {which} failed, on a batch of {_shapes(batch)}: {type(error).__name__}: {error}. The"
-            " model and the loss must accept what `data` gives"
+            f"the {which} failed, on a batch of {_shapes(batch)}: {why}. {remedy}"
         ) from error
 
 

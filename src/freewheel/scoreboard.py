@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from freewheel.events import Evaluated, Event, RunFinished, RunStarted, Tick
+from freewheel.events import Evaluated, Evaluating, Event, RunFinished, RunStarted, Tick
 from freewheel.fresh_process import Entry
 from freewheel.report import wording
 
@@ -31,6 +31,7 @@ class Standing(NamedTuple):
     loss: float = math.nan
     metrics: dict[str, float] = {}  # noqa: RUF012 - never changed, only replaced
     finished: RunFinished | None = None
+    evaluating: bool = False
 
     def after(self, event: Event) -> Standing:
         """The standing when this has happened, too."""
@@ -38,9 +39,12 @@ class Standing(NamedTuple):
             return self._replace(started=event)
         if isinstance(event, Tick):
             loss = event.loss if math.isfinite(event.loss) else self.loss
-            return self._replace(seconds=event.seconds, samples=sum(event.samples), loss=loss)
+            samples = sum(event.samples)
+            return self._replace(seconds=event.seconds, samples=samples, loss=loss, evaluating=False)
+        if isinstance(event, Evaluating):
+            return self._replace(evaluating=True)
         if isinstance(event, Evaluated):
-            return self._replace(metrics=event.metrics)
+            return self._replace(metrics=event.metrics, evaluating=False)
         return self._replace(finished=event) if isinstance(event, RunFinished) else self
 
     @property
@@ -67,6 +71,7 @@ class Standing(NamedTuple):
         parts.append(f"{wording.rate(samples / seconds)}/s" if seconds > 0 else "")
         parts.append(wording.duration(seconds))
         parts.append({"error": "diverged", "target": "target reached"}.get(done.reason, "") if done else "")
+        parts.append("evaluating" if self.evaluating and not done else "")
         return ", ".join(part for part in parts if part)
 
 

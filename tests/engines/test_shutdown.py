@@ -108,9 +108,15 @@ def test_a_thread_that_cannot_start_ends_the_run(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_error_of_one_worker_wakes_those_that_wait_at_a_gate(method: str) -> None:
+    failing = threading.Event()
+
     def step(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        if threading.current_thread().name == "freewheel-1":
+        name = threading.current_thread().name
+        if name == "freewheel-1":
+            failing.set()
             raise ValueError("boom")
+        if name.startswith("freewheel"):
+            failing.wait(30)  # or the others could do all the work before this one has begun
         return nn.functional.cross_entropy(module(batch[0]), batch[1])
 
     model = nn.Linear(4, 3)

@@ -3,13 +3,23 @@ from __future__ import annotations
 import atexit
 import math
 import threading
+import time
 from io import StringIO
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from freewheel.events import Dropped, Evaluated, Event, RunFinished, RunStarted, Tick, WorkerFailed
+from freewheel.events import (
+    Dropped,
+    Evaluated,
+    Evaluating,
+    Event,
+    RunFinished,
+    RunStarted,
+    Tick,
+    WorkerFailed,
+)
 from freewheel.monitors import progress
 
 
@@ -64,6 +74,39 @@ def test_plain_lines_have_each_evaluation() -> None:
     lines = run(started(), *evaluations, finished()).splitlines()
     assert len(lines) == 5
     assert "evaluated: accuracy 0.2000" in lines[2]
+
+
+def test_plain_lines_say_that_an_evaluation_begins_where_it_takes_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begins_and_ends = iter(
+        [0.0, 0.1, 10.0, 12.0, 20.0, 20.1]
+    )  # the first is announced: nobody knows how long
+    monkeypatch.setattr(time, "perf_counter", lambda: next(begins_and_ends))
+    evaluations = [(Evaluating(), Evaluated(second, 1, 0.1, {"loss": second})) for second in (1.0, 2.0, 3.0)]
+    lines = run(started(), tick(1.0), *sum(evaluations, ()), finished()).splitlines()
+    assert [line.split("  ")[-1] for line in lines[1:-1]] == [
+        "evaluating",
+        "evaluated: loss 1.0000",
+        "evaluated: loss 2.0000",
+        "evaluating",
+        "evaluated: loss 3.0000",
+    ]
+    assert lines[1].split() == ["1.0", "s", "500", "samples", "evaluating"]
+
+
+def test_the_terminal_says_that_the_model_is_being_evaluated() -> None:
+    def last_drawn(*events: Event) -> str:
+        written = run(started(), tick(5.0), *events, terminal=True)
+        return written[written.rindex("hogwild on threads") :]
+
+    evaluated = Evaluated(5.0, 2500, 0.2, {"accuracy": 0.8})
+    assert "evaluating" in last_drawn(Evaluating())
+    assert "left" not in last_drawn(Evaluating())
+    for after in ([evaluated], [tick(5.25)]):
+        drawn = last_drawn(Evaluating(), *after)
+        assert "evaluating" not in drawn
+        assert "left" in drawn
 
 
 def test_title_and_summary() -> None:

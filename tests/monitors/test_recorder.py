@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from freewheel.errors import ConfigurationError
-from freewheel.events import Evaluated, Event, RunStarted, Steps, Tick, read
+from freewheel.events import Evaluated, Evaluating, Event, RunStarted, Steps, Tick, read
 from freewheel.monitors import recorder
 
 START = RunStarted("hogwild", "threads", 2, 16, 0, 1000, None, 10, ("accuracy", 0.9), {"lr": 0.1})
@@ -14,6 +14,7 @@ EVENTS: list[Event] = [
     START,
     Tick(1.0, [500, 400], 0.5, 1.0, 1000, 1.9),
     STEPS,
+    Evaluating(),
     Evaluated(2.0, 900, 0.9, {"accuracy": 0.8}),
 ]
 

@@ -197,6 +197,25 @@ class Echo(nn.Module):
         return logits, tokens[:, -1]
 
 
+def test_a_text_model_is_measured_and_speaks_in_one_thread() -> None:
+    seen = set()
+
+    class Counts(Echo):
+        def forward(self, tokens: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            seen.add(torch.get_num_threads())
+            return super().forward(tokens, hidden)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        Perplexity(torch.arange(50) % 8, streams=3, steps=5)(Counts())
+        generate(text_of("abcdefgh"), Counts(), "abc", length=2)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {1}
+
+
 def test_the_perplexity_reads_every_stream_in_order() -> None:
     assert Perplexity(torch.arange(50) % 8, streams=3, steps=5)(Echo())["loss"] == pytest.approx(
         0.0, abs=1e-6

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import functools
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
 import typer
@@ -13,7 +17,7 @@ from rich.console import Console
 
 from freewheel.errors import ConfigurationError, FreewheelError, TrainingError
 
-EXIT_TRAINING, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_TRAINING, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 RUNS = Path("runs")
 
 P = ParamSpec("P")
@@ -31,10 +35,17 @@ def err() -> Console:
 
 
 def reported(command: Callable[P, R]) -> Callable[P, R]:
-    """Turns errors into one line on standard error and an exit code; ``--debug`` lets them through."""
+    """Turns errors into one line on standard error and an exit code; ``--debug`` lets them through.
+
+    SIGTERM, with which batch systems and containers end a program, counts as Ctrl-C, with a code of its own.
+    """
 
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _sigterm_as_ctrl_c():
+            return run(*args, **kwargs)
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return command(*args, **kwargs)
         except KeyboardInterrupt:
@@ -47,6 +58,34 @@ def reported(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(EXIT_TRAINING if isinstance(error, TrainingError) else EXIT_USAGE) from None
 
     return wrapper
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Raises KeyboardInterrupt at SIGTERM; an interrupted command then ends with 143, as shells expect.
+
+    Not where a signal is not ours to handle: in a thread, or where the parent has it ignored or handled.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    terminated = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal terminated
+        terminated = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except typer.Exit as end:
+        if terminated and end.exit_code == EXIT_INTERRUPTED:
+            raise typer.Exit(EXIT_TERMINATED) from None
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 _debug = {"on": False}

@@ -51,7 +51,8 @@ def train(
 ) -> None:
     """Train a network on all cores, and write weights, events and a report.
 
-    Ctrl-C ends the training cleanly: what was trained until then is written.
+    Ctrl-C or SIGTERM ends the training cleanly: what was trained until then is measured and written. A second
+    one does without the measuring.
 
     [bold]Examples[/bold]
 
@@ -119,6 +120,8 @@ def _table(result: Result, recipe: Recipe) -> Table:
     for name, value in result.metrics.items():
         table.add_row(name.replace("_", " ").capitalize(), wording.metric(value))
     table.add_row("Training time", wording.duration(result.seconds))
+    if result.wall_seconds > result.seconds:  # equal where time is simulated
+        table.add_row("With evaluation", wording.duration(result.wall_seconds))
     if "target" in recipe.arguments and recipe.arguments["target"] is not None:
         reached = result.target_seconds
         table.add_row("Time to target", "not reached" if reached is None else wording.duration(reached))

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import atexit
 import math
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from freewheel.events import Dropped, Evaluated, Event, Monitor, RunFinished, RunStarted, Tick, WorkerFailed
+from freewheel.events import (
+    Dropped,
+    Evaluated,
+    Evaluating,
+    Event,
+    Monitor,
+    RunFinished,
+    RunStarted,
+    Tick,
+    WorkerFailed,
+)
 from freewheel.report import wording
 
 if TYPE_CHECKING:
@@ -17,6 +28,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 EVERY_S = 5.0  # plain lines: at most one in this many seconds of the training clock
+SLOW_S = 1.0  # plain lines: an evaluation is said to begin where the one before took as long
 WINDOW_S = 5.0  # samples per second are a mean over this long
 MOST_WORKERS = 8  # more than these are shown as a range
 
@@ -41,6 +53,8 @@ class _State:
     staleness: float = math.nan
     rss_bytes: float = math.nan
     evaluated: Evaluated | None = None
+    evaluating: float | None = None  # when the evaluation that goes on began; None if there is none
+    evaluation_s: float = math.inf  # how long the last one took: unknown
     dropped: dict[tuple[int, str], int] = field(default_factory=dict)
 
     @property
@@ -49,7 +63,7 @@ class _State:
 
     def take(self, event: Event) -> None:
         if isinstance(event, Tick):
-            self.seconds = event.seconds
+            self.seconds, self.evaluating = event.seconds, None
             self.loss = (
                 event.loss if math.isfinite(event.loss) else self.loss
             )  # NaN: no step since the last tick
@@ -58,8 +72,12 @@ class _State:
             self.recent.append((event.seconds, tuple(event.samples)))
             while len(self.recent) > 2 and self.recent[1][0] <= event.seconds - WINDOW_S:
                 self.recent.popleft()
+        elif isinstance(event, Evaluating):
+            self.evaluating = time.perf_counter()
         elif isinstance(event, Evaluated):
             self.evaluated = event
+            if self.evaluating is not None:
+                self.evaluation_s, self.evaluating = time.perf_counter() - self.evaluating, None
         elif isinstance(event, Dropped):
             self.dropped[event.worker, event.reason] = event.count
 
@@ -69,7 +87,8 @@ def progress(console: Console | None = None) -> Monitor:
 
     In a terminal it is a display that is drawn anew at every tick: progress and time left, loss, the last
     evaluation, samples per second in total and by worker, mean staleness, memory. Elsewhere (a pipe, a log,
-    a notebook) it is a line for each evaluation and at most one in five seconds of the training clock. Either
+    a notebook) it is a line for each evaluation (two where it takes long, so that nobody wonders why nothing
+    happens) and at most one in five seconds of the training clock. Either
     way the end of the run is one line. It starts no thread, and serves several runs one after the other.
 
     Args:
@@ -107,6 +126,8 @@ def _plain(console: Console) -> Monitor:
         if isinstance(event, Tick) and event.seconds - said >= EVERY_S:
             said = event.seconds
             say(_line(state))
+        elif isinstance(event, Evaluating) and state.evaluation_s >= SLOW_S:
+            say(f"{state.seconds:9.1f} s  {wording.count(state.samples)} samples  evaluating")
         elif isinstance(event, Evaluated):
             said = max(said, event.seconds)
             at = f"{event.seconds:9.1f} s  {wording.count(event.samples)} samples"
@@ -143,7 +164,7 @@ def _terminal(console: Console) -> Monitor:
             atexit.unregister(live.stop)
             live = None
             say(title(state.started))
-        elif isinstance(event, (Tick, Evaluated)):
+        elif isinstance(event, (Tick, Evaluating, Evaluated)):
             live.update(_panel(state), refresh=True)
         _ending(event, state, say)
 
@@ -239,6 +260,7 @@ def _panel(state: _State) -> RenderableType:
     from rich.text import Text
 
     share, remaining = fraction(state), left(state)
+    until = f"{wording.duration(remaining)} left" if remaining is not None else ""
     head = Table.grid(padding=(0, 1), expand=True)
     head.add_column(ratio=1)
     for _ in range(3):
@@ -252,7 +274,7 @@ def _panel(state: _State) -> RenderableType:
         bar,
         f"{share:.0%}" if share is not None else f"{state.samples:,} samples",
         Text(wording.duration(state.seconds), style="dim"),
-        Text(f"{wording.duration(remaining)} left" if remaining is not None else "", style="dim"),
+        Text(until, style="dim") if state.evaluating is None else Text("evaluating", style="bold"),
     )
     body = Table.grid(padding=(0, 2))
     body.add_column(style="dim", no_wrap=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -64,6 +65,21 @@ def text(settings: Settings) -> Recipe:
     return Recipe(build, book.train, arguments, method, f"{model} on {name}", show=partial(generate, book))
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One intra-op thread: the LSTM's operations are too small to be shared.
+
+    Threads that wait for each other after every one of them gain little on an idle machine, and take ten to
+    twenty times the time on a busy one, because the waiting spins.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @dataclass(frozen=True)
 class Perplexity:
     """Measures a character model: loss (nats per character), perplexity, bits per character.
@@ -86,6 +102,7 @@ class Perplexity:
                 f"`tokens` must be more than {self.streams}, one for each stream, got {len(self.tokens)}"
             )
 
+    @_one_thread()
     def __call__(self, module: nn.Module) -> dict[str, float]:
         """The metrics of the module."""
         length = (len(self.tokens) - 1) // self.streams
@@ -104,6 +121,7 @@ class Perplexity:
         return {"loss": loss, "perplexity": perplexity, "bits_per_character": loss / math.log(2)}
 
 
+@_one_thread()
 def generate(
     book: Text,
     module: nn.Module,

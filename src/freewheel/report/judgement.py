@@ -13,7 +13,7 @@ from freewheel.report.runs import Repeat, Summary
 
 POINTS = 0.5  # an accuracy that is lower by more than this many percentage points is a loss
 SHARE = 0.01  # the same for metrics that are no accuracy, relative to the baseline
-FEW = 3  # fewer pairs than this are an indication only
+FEW = 3  # fewer pairs than this are an indication only, and the headline is worded as one
 
 Pairs = list[tuple[Repeat, Repeat]]  # (baseline, other) of the same seed
 
@@ -45,7 +45,8 @@ def verdict(summaries: Sequence[Summary], baseline: str | None = None) -> list[s
     Runs are paired by seed. A ratio is one of medians, its range that of the pairs. The speed is the time to
     the target where every run reached it, samples per second otherwise. Asynchrony did not pay when it was
     slower, when it reached the target less often, or when it lost more than 0.5 points of accuracy (1 % for
-    other metrics). Runs that broke off are left out, and said to be.
+    other metrics). Fewer than 3 pairs are said to look like something, no more. Runs that broke off are left
+    out, and said to be.
 
     Args:
         summaries: one for each method; those whose method begins with "synchronous" are baselines.
@@ -56,7 +57,7 @@ def verdict(summaries: Sequence[Summary], baseline: str | None = None) -> list[s
         >>> slow = Summary("sync", "synchronous", "accuracy", (Repeat(0, 10.0, 100.0, 0.9),))
         >>> fast = Summary("hogwild", "hogwild", "accuracy", (Repeat(0, 5.0, 200.0, 0.9),))
         >>> verdict([slow, fast])[0].split(" (")[0]
-        'hogwild was faster: 2.00 times as fast as sync in samples per second'
+        'hogwild looks faster: 2.00 times as fast as sync in samples per second'
     """
     broken = [_left_out(one) for one in summaries if len(one.complete) < len(one.repeats)]
     usable = [one for one in summaries if one.complete]
@@ -107,18 +108,20 @@ def _judge(baseline: Summary, other: Summary) -> tuple[int, float, list[str]]:
     over = _pairing(baseline, other, len(pairs))
     facts = f"{_speed_words(speed, baseline.label, over)}{_change_words(change, other.metric, len(pairs))}."
     more = [sentence for sentence in (reached[1], _cost(pairs, baseline.label, other.label)) if sentence]
+    enough = len(pairs) >= FEW
     if not speed.ratio >= 1 or change.worse or reached[0]:
+        did_not = "did not pay" if enough else "does not seem to pay"
         why = _why_not(speed, change, other.metric, reached[0])
         return (
             0,
             _or(speed.ratio, 0.0),
-            [f"Asynchrony did not pay here: {other.label} {why}; it was {facts}", *more],
+            [f"Asynchrony {did_not} here: {other.label} {why}; it was {facts}", *more],
         )
     if speed.overlap:
         both = f"{other.label} and {baseline.label}"
         head = f"No clear winner: the difference between {both} is within the spread of the runs"
         return 1, speed.ratio, [f"{head}; {other.label} was {facts}", *more]
-    won = "won" if len(pairs) >= FEW else "was faster"
+    won = "won" if enough else "looks faster"
     return 2, speed.ratio, [f"{other.label} {won}: {facts}", *more]
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
 from freewheel.errors import ConfigurationError, DataError
-from freewheel.events import Evaluating, Monitor, emit
 from freewheel.randomness import generators_kept
 from freewheel.sources import Lease, Source
 from freewheel.tasks import Task
@@ -29,18 +28,6 @@ def over_source(task: Task[Any], source: Source) -> Callable[[nn.Module], dict[s
         return _mean(task, module, _epoch(source))
 
     return measure
-
-
-def announced(
-    measure: Callable[[nn.Module], dict[str, float]], monitors: Sequence[Monitor]
-) -> Callable[[nn.Module], dict[str, float]]:
-    """The same measuring, of which the monitors hear before it begins."""
-
-    def measure_aloud(module: nn.Module) -> dict[str, float]:
-        emit(Evaluating(), monitors)
-        return measure(module)
-
-    return measure_aloud
 
 
 def check_metrics(module: nn.Module, task: Task[Any], source: Source) -> set[str]:

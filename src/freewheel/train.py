@@ -15,7 +15,7 @@ from torch import nn
 from freewheel import engines, methods
 from freewheel.engines import Engine
 from freewheel.errors import ConfigurationError, DataError
-from freewheel.evaluation import announced, check_function, check_metrics, over_source
+from freewheel.evaluation import check_function, check_metrics, over_source
 from freewheel.events import Monitor
 from freewheel.inputs import source_of
 from freewheel.job import Evaluation, Job, Result, Setup, Stop
@@ -131,11 +131,8 @@ def fit(
     setup, task = _checked_format(model, task, source, setup, channels_last)
     evaluation = _evaluation(evaluate, model, task, evaluate_every, bptt, stop)
     config = _describe(model, task, setup, precision)
-    listening = _listening(run_dir, monitors)
-    if evaluation is not None:
-        evaluation = replace(evaluation, measure=announced(evaluation.measure, listening))
     job = Job(model, task, chosen, source, stop, setup, evaluation, config)
-    result = runner.run(job, listening)
+    result = runner.run(job, _listening(run_dir, monitors))
     if run_dir is not None:
         _keep(Path(run_dir), result)
     return result

@@ -27,6 +27,7 @@ from freewheel.events import (
     NOT_PUSHED,
     Dropped,
     Evaluated,
+    Evaluating,
     Event,
     Monitor,
     RunFinished,
@@ -354,6 +355,7 @@ class Session:
         samples = sum(self._tally.samples)
         if evaluation is None or (self.history and self.history[-1].samples == samples and not again):
             return
+        self.emit(Evaluating())
         metrics = measured(self.job.module, evaluation.measure)
         of_epoch = self.job.source.samples
         epoch = samples / of_epoch if of_epoch else math.nan

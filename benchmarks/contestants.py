@@ -260,6 +260,10 @@ CONTESTANTS: dict[str, str | Callable[[Settings], Values]] = {
     "ddp_memory": "benchmarks.ddp:memory",
     "fit_memory": "benchmarks.memory_probes:fit_memory",
     "gradient_bytes": "benchmarks.memory_probes:gradient_bytes",
+    "simulate": "benchmarks.simulated_runs:simulate",
+    "trivial": "benchmarks.simulated_runs:trivial",
+    "overhead": "benchmarks.simulated_runs:overhead",
+    "apply": "benchmarks.simulated_runs:apply",
 }
 
 

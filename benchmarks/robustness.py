@@ -124,7 +124,9 @@ def _table(results: dict[str, list[Values]]) -> Table:
                 label,
                 f"{fmean(accuracies):.4f}",
                 ", ".join(f"{value:.4f}" for value in accuracies),
-                f"{first['sent_bytes'] / first['ledger']['pushed']:,.0f}",
+                "diverged"
+                if first["diverged"]
+                else f"{first['sent_bytes'] / first['ledger']['pushed']:,.0f}",
                 str(dropped),
                 f"{first['mean_staleness']:.1f}",
             )

@@ -8,6 +8,7 @@
 - ``methods/`` named combinations of the above; ``job.py`` what an engine runs, and what comes of it
 - ``engines/`` where and when steps run; ``events.py`` everything that happens, as data
 - ``train.py`` fit(), the front door; ``compare.py`` several methods with equal budgets
+- ``recording/`` the order of pulls and pushes; ``replay.py`` a recorded run once more
 - ``monitors/`` who listens; ``report/`` events -> HTML and plots; ``commands/`` the command line
 - ``data/`` loaders and embedded sets; ``recipes/`` example models and runs
 - ``machine.py`` cores and allocator; ``randomness.py`` borrowed generators; ``errors.py``, ``metrics.py``
@@ -38,6 +39,7 @@ from freewheel.methods import (
     stale_synchronous,
     synchronous,
 )
+from freewheel.replay import Replay, replay
 from freewheel.train import fit
 
 __version__ = "0.1.0"
@@ -49,6 +51,7 @@ __all__ = [
     "FreewheelError",
     "Job",
     "Method",
+    "Replay",
     "Result",
     "Serial",
     "Simulated",
@@ -70,6 +73,7 @@ __all__ = [
     "local_sgd",
     "monitors",
     "parallel_sgd",
+    "replay",
     "rules",
     "schedules",
     "simulation",

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from freewheel import methods
-from freewheel.engines.replayed import AppliedUpdate, Replayer, ReplayedSession
+from freewheel.engines.replayed import AppliedUpdate, ReplayedSession, Replayer
 from freewheel.errors import ConfigurationError, DataError
 from freewheel.events import Monitor
 from freewheel.inputs import source_of
@@ -143,9 +143,7 @@ def _run(recording: Recording, job: Job, until: int | None, monitors: Sequence[M
     session.result()
     at_end = replayer.done == len(recording)
     matches = digest(job.module) == recording.header["final"] if at_end else None
-    return Replay(
-        job.module, replayer.done, session.server.version, matches, replayer.current, reason
-    )
+    return Replay(job.module, replayer.done, session.server.version, matches, replayer.current, reason)
 
 
 def _check_until(until: int | None, recording: Recording) -> None:

@@ -63,7 +63,8 @@ class RecordedSession(Session):
         """A lease for this worker, noted when its step is ready to compute."""
         lease = super().begin_step(worker, segment, step)
         if lease is not None:
-            self.trace.note(Kind.STEP, worker, lease.number, lease.samples, version=self.server.version)
+            with self.trace.lock:  # the version, too, must be that of this place in the order
+                self.trace.note(Kind.STEP, worker, lease.number, lease.samples, version=self.server.version)
         return lease
 
     def settle(self, final: bool) -> bool:

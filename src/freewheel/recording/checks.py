@@ -28,7 +28,9 @@ def check_recordable(
             updates layer by layer; data without a fixed order; random modules on several workers; a GPU.
     """
     if run_dir is None:
-        raise ConfigurationError("`record`=True needs `run_dir`, a folder for the recording, got None; name one")
+        raise ConfigurationError(
+            "`record`=True needs `run_dir`, a folder for the recording, got None; name one"
+        )
     if engine not in ENGINES:
         raise ConfigurationError(
             f"`record`=True works with the engines {' and '.join(ENGINES)}, got {engine!r}; a simulated run"
@@ -37,8 +39,8 @@ def check_recordable(
     _check_method(method)
     if not isinstance(source, Indexed):
         raise ConfigurationError(
-            "`record`=True needs `data` whose examples can be had by their index, to fetch a batch again; give"
-            " tensors, a map-style Dataset, or a DataLoader over one with num_workers=0, without bptt"
+            "`record`=True needs `data` whose examples can be had by their index, to fetch a batch again;"
+            " give tensors, a map-style Dataset, or a DataLoader over one with num_workers=0, without bptt"
         )
     if any(parameter.is_cuda for parameter in model.parameters()):
         raise ConfigurationError(
@@ -56,8 +58,8 @@ def check_recordable(
 def _check_method(method: Method) -> None:
     if method.granularity == "layer":
         raise ConfigurationError(
-            "`record`=True needs updates of the whole model, but granularity='layer' pushes them in pieces; use"
-            " granularity='model'"
+            "`record`=True needs updates of the whole model, but granularity='layer' pushes them in pieces;"
+            " use granularity='model'"
         )
     if method.exchange is None and method.rounds:
         raise ConfigurationError(
@@ -67,8 +69,8 @@ def _check_method(method: Method) -> None:
         )
     if method.exchange is None:
         raise ConfigurationError(
-            f"`record`=True needs workers with a copy of the weights, but {method.name} reads them live, while"
-            " others write; use stale_synchronous() or downpour(), or record=False"
+            f"`record`=True needs workers with a copy of the weights, but {method.name} reads them live,"
+            " while others write; use stale_synchronous() or downpour(), or record=False"
         )
 
 
@@ -82,11 +84,11 @@ def drawing_modules(model: nn.Module) -> Iterator[str]:
 
 def _draws(module: nn.Module) -> bool:
     if isinstance(module, _DropoutNd):
-        return module.p > 0
+        return bool(module.p > 0)
     if isinstance(module, nn.RReLU):
-        return module.lower != module.upper
+        return bool(module.lower != module.upper)
     if isinstance(module, nn.MultiheadAttention):
-        return module.dropout > 0
+        return bool(module.dropout > 0)
     if isinstance(module, nn.RNNBase):
-        return module.dropout > 0 and module.num_layers > 1
+        return bool(module.dropout > 0 and module.num_layers > 1)
     return isinstance(module, nn.FractionalMaxPool2d | nn.FractionalMaxPool3d)

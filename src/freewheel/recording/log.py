@@ -106,7 +106,9 @@ class Recording:
     def paces(self) -> list[list[float]]:
         """For every worker, the paces that it read, in order."""
         found: list[list[float]] = [[] for _ in range(self.header["setup"]["workers"])]
-        for worker, pace in zip(self.columns["pace_worker"].tolist(), self.columns["pace"].tolist(), strict=True):
+        for worker, pace in zip(
+            self.columns["pace_worker"].tolist(), self.columns["pace"].tolist(), strict=True
+        ):
             found[worker].append(pace)
         return found
 
@@ -145,8 +147,8 @@ class Recording:
 def _check(header: dict[str, Any], columns: Columns) -> None:
     if header["format"] != FORMAT:
         raise DataError(
-            f"the recording is of format {header['format']}, and this freewheel reads {FORMAT}; replay it with"
-            f" freewheel {header['versions']['freewheel']}"
+            f"the recording is of format {header['format']}, and this freewheel reads {FORMAT}; replay it"
+            f" with freewheel {header['versions']['freewheel']}"
         )
     workers, words = header["setup"]["workers"], header["statuses"]
     lengths = {len(columns[name]) for name in Operation._fields}

@@ -21,7 +21,7 @@ from freewheel.report import wording
 def replay(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="RUN", show_default=False, help="Folder of a run of freewheel train --record."),
+        typer.Argument(metavar="RUN", show_default=False, help="Folder of a run of train --record."),
     ],
     until: Annotated[
         int | None,
@@ -36,8 +36,8 @@ def replay(
     """Run a recorded run again, bit for bit, and look at an update.
 
     Workers that race each other never take the same course twice. A recording holds the order in which they
-    pulled weights and pushed updates; done again in that order, in one thread, the run gives the same weights.
-    The exit code is 1 if they are not.
+    pulled weights and pushed updates; done again in that order, in one thread, the run gives the same
+    weights. The exit code is 1 if it does not.
 
     Record with workers that have a copy of the weights: stale_synchronous, delay_compensated, downpour,
     elastic_averaging, local_sgd, parallel_sgd or diloco.

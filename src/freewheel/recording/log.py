@@ -132,7 +132,7 @@ class Recording:
             )
         try:
             header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
-            with np.load(folder / COLUMNS, allow_pickle=False) as arrays:
+            with (folder / COLUMNS).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 columns = {name: arrays[name].astype(kind) for name, kind in TYPES.items()}
             _check(header, columns)
         except DataError:

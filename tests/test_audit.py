@@ -28,6 +28,8 @@ LIVE = {
     "synchronous": freewheel.synchronous(0.05),
 }
 
+COPYING = ("stale_synchronous", "easgd", "parallel_sgd", "averaged", "in-flight")
+
 
 @pytest.fixture(autouse=True)
 def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +86,7 @@ def test_the_events_of_every_engine_add_up(name: str, engine: str) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_simulated_run_with_faults_adds_up(seed: int) -> None:
-    faults = [die(1, 0.05, back_after_s=0.1), duplicate(0.1), lose(0.1), reorder(0.2, delay_s=0.03)]
+    faults = (die(1, 5, back_after_s=0.1), duplicate(0.1), lose(0.1), reorder(0.2, delay_s=0.03))
     engine = freewheel.Simulated(faults=faults)
     found = freewheel.audit(logged(METHODS["guarded"], engine=engine, seed=seed))
     assert found.violations == ()
@@ -226,7 +228,7 @@ def test_what_was_changed_in_the_events_is_named(
 # --- tampered recordings ---
 
 
-def place_of(recording: Recording, kind: Kind, number: int) -> int:
+def at(recording: Recording, kind: Kind, number: int) -> int:
     return int(np.flatnonzero(recording.columns["kind"] == kind)[number])
 
 
@@ -262,17 +264,17 @@ def with_book(recording: Recording, **ledger: int) -> Recording:
     ("tamper", "words"),
     [
         (
-            lambda r: without(r, place_of(r, Kind.PUSH, 5)),
+            lambda r: without(r, at(r, Kind.PUSH, 5)),
             ["missing, though", "one was lost", "but 60 by the book"],
         ),
-        (lambda r: doubled(r, place_of(r, Kind.PUSH, 5)), ["taken more than once", "applied twice"]),
-        (lambda r: without(r, place_of(r, Kind.STEP, 5)), ["nobody computed batch", "but never began on it"]),
+        (lambda r: doubled(r, at(r, Kind.PUSH, 5)), ["taken more than once", "applied twice"]),
+        (lambda r: without(r, at(r, Kind.STEP, 5)), ["nobody computed batch", "but never began on it"]),
         (
-            lambda r: doubled(r, place_of(r, Kind.STEP, 5)),
+            lambda r: doubled(r, at(r, Kind.STEP, 5)),
             ["computed more than once", "reported no such step"],
         ),
-        (lambda r: changed(r, "samples", place_of(r, Kind.PUSH, 7), 8), ["but computed only"]),
-        (lambda r: changed(r, "version", place_of(r, Kind.PUSH, 7), 1), ["counts 2 updates where 1 can be"]),
+        (lambda r: changed(r, "samples", at(r, Kind.PUSH, 7), 8), ["but computed only"]),
+        (lambda r: changed(r, "version", at(r, Kind.PUSH, 7), 1), ["counts 2 updates where 1 can be"]),
         (lambda r: with_book(r, pushed=1), ["does not add up"]),
         (lambda r: with_book(r, applied=-1, pending=1), ["updates were applied by the operations"]),
         (lambda r: Recording({**r.header, "finished": None}, r.columns), ["the run was killed"]),

@@ -10,13 +10,14 @@ from typing import Any
 from torch import nn
 
 from freewheel import methods
-from freewheel.engines.replayed import AppliedUpdate, ReplayedSession, Replayer
+from freewheel.engines.replayed import ReplayedSession, Replayer
 from freewheel.errors import ConfigurationError, DataError
 from freewheel.events import Monitor
 from freewheel.inputs import source_of
 from freewheel.job import Job, Setup, Stop
 from freewheel.methods import Method
 from freewheel.params import check_module
+from freewheel.recording.applied import AppliedUpdate
 from freewheel.recording.identity import check_same, identity
 from freewheel.recording.log import INITIAL, Recording, digest
 from freewheel.tasks import Supervised

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from freewheel.commands import recipe_file
 from freewheel.commands.shell import EXIT_TRAINING, err, out, reported
-from freewheel.engines.replayed import AppliedUpdate
 from freewheel.monitors import progress
+from freewheel.recording.applied import AppliedUpdate
 from freewheel.replay import Replay
 from freewheel.replay import replay as run_again
 from freewheel.report import wording
@@ -62,7 +62,8 @@ def replay(
         monitors=[progress(err())],
     )
     if found.current is not None:
-        out().print(_table(found.current, f"Update {found.current.number} of {recipe.title}"))
+        out().print(f"Update {found.current.number} of {recipe.title}", style="bold")
+        out().print(_table(found.current))
         return
     _conclude(found)
 
@@ -80,8 +81,8 @@ def _conclude(found: Replay) -> None:
     raise typer.Exit(EXIT_TRAINING)
 
 
-def _table(update: AppliedUpdate, title: str) -> Table:
-    table = Table(title=title, title_justify="left", show_header=False)
+def _table(update: AppliedUpdate) -> Table:
+    table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
     rows = {

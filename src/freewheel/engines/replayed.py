@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TypeVar, final
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from freewheel.engines.base import intra_op, seeded
 from freewheel.engines.session import Session
 from freewheel.errors import DataError, FreewheelError, TrainingError, WorkerError
+from freewheel.recording.applied import AppliedUpdate, Standing, norm_of
 from freewheel.recording.log import Kind, Operation, Recording
 from freewheel.server import Receipt
 from freewheel.sources import Lease
@@ -24,51 +24,6 @@ from freewheel.tasks import StepReport
 from freewheel.update import Update
 
 R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class AppliedUpdate:
-    """One update that the server applied.
-
-    Attributes:
-        number: of the update, from 1.
-        operation: of the recording, from 0.
-        worker: who pushed it; of a round, who completed it.
-        push: which of the worker's pushes, from 0.
-        step: the worker's step that it was pushed after, from 0; -1: pushed before any.
-        lease: the batch of that step.
-        loss: of that step's minibatch; NaN before any.
-        samples: examples behind it.
-        staleness: updates applied between the worker's pull and this push.
-        norm: Euclidean norm of the gradient, or pseudo-gradient, as it was pushed.
-        change: Euclidean norm of what it changed in the weights.
-        weights_norm: Euclidean norm of the trainable weights afterwards.
-    """
-
-    number: int
-    operation: int
-    worker: int
-    push: int
-    step: int
-    lease: int
-    loss: float
-    samples: int
-    staleness: int
-    norm: float
-    change: float
-    weights_norm: float
-
-
-@dataclass
-class _Worker:
-    """Where a worker stands: what it has computed and not pushed yet, and its last step."""
-
-    outbox: deque[Update] = field(default_factory=deque)
-    begun: bool = False
-    computing: tuple[Lease, StepReport] | None = None
-    step: int = -1
-    lease: int = -1
-    loss: float = float("nan")
 
 
 class ReplayedSession(Session):
@@ -107,7 +62,7 @@ class Replayer:
         self.done = 0
         self.current: AppliedUpdate | None = None
         session.paces = [deque(paces) for paces in recording.paces()]
-        self._workers = [_Worker() for _ in range(session.job.setup.workers)]
+        self._workers = [Standing() for _ in range(session.job.setup.workers)]
         self._settling = False
         self._pulling = False
         self._last: tuple[Operation, float] | None = None  # of the round under way
@@ -254,7 +209,7 @@ class Replayer:
         gradients = [gradient for gradient in update.gradients if gradient is not None]
         before = self._last
         if self._is_next():
-            self._last = (operation, _norm(gradients))
+            self._last = (operation, norm_of(gradients))
         receipt = self._around(lambda: self.session.server.push(update))
         if receipt.status not in ("applied", "pending"):
             self._last = before  # it has no part in the update
@@ -293,8 +248,8 @@ class Replayer:
             samples=operation.samples,
             staleness=operation.staleness,
             norm=norm,
-            change=_norm(list(torch._foreach_sub(weights, old))),
-            weights_norm=_norm(weights),
+            change=norm_of(list(torch._foreach_sub(weights, old))),
+            weights_norm=norm_of(weights),
         )
 
     def _left(self, what: str) -> TrainingError:
@@ -304,10 +259,3 @@ class Replayer:
             f"the replay left its recording at operation {number}, a {operation.kind.name.lower()} of worker"
             f" {operation.worker}: {what}; model, data, loss or versions are not those of the run"
         )
-
-
-def _norm(tensors: list[Tensor]) -> float:
-    """Euclidean norm over all of them."""
-    if not tensors:
-        return 0.0
-    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))))

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import freewheel
+from freewheel import rules
 from freewheel.engines.recorded import session_of
 from freewheel.engines.session import Session
 from freewheel.errors import ConfigurationError, DataError, TrainingError
 from freewheel.events import Evaluated, Event, Steps, read
 from freewheel.methods import Method
 from freewheel.recording import Kind, Operation, Recording
+from freewheel.update import Update
 from recordings import METHODS, SAMPLES, blobs, meeting, network, record, state
 
 STALE = METHODS["stale_synchronous"]
@@ -118,6 +120,21 @@ def test_steps_that_are_given_up_are_replayed(tmp_path: Path) -> None:
     result = record(tmp_path, STALE, step=step, seed=1)
     assert result.ledger["dropped"]["non-finite loss"] > 0
     assert again(tmp_path, STALE, step=step).matches
+
+
+def test_what_is_pushed_at_a_stand_is_computed_with_a_workers_threads(tmp_path: Path) -> None:
+    """The main thread has two: a norm that it takes would have another sum."""
+    seen: list[tuple[bool, int]] = []
+
+    def watch(update: Update, state: rules.State, context: rules.RuleContext) -> Update:
+        seen.append((threading.current_thread() is threading.main_thread(), torch.get_num_threads()))
+        return update
+
+    watched = rules.Rule("piece", lambda span: {}, watch, "watched()")
+    torch.set_num_threads(2)
+    record(tmp_path, freewheel.downpour(0.05, push_every=7, compression=watched), intra_op_threads=1)
+    assert {main for main, _ in seen} == {True, False}
+    assert {threads for _, threads in seen} == {1}
 
 
 # --- runs that end early ---

@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from freewheel import methods
-from freewheel.engines.replayed import ReplayedSession, Replayer
+from freewheel.engines.recorded import ReplayedSession
+from freewheel.engines.replayed import Replayer
 from freewheel.errors import ConfigurationError, DataError
 from freewheel.events import Monitor
 from freewheel.inputs import source_of

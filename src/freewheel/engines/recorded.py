@@ -1,7 +1,8 @@
-"""A session that is taken down, so that it can be replayed."""
+"""Sessions of recordings: one that is taken down, and one that is replayed."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from freewheel.engines.base import intra_op
 from freewheel.engines.plan import Segment
 from freewheel.engines.session import Session
+from freewheel.errors import DataError
 from freewheel.events import Monitor, RunFinished
 from freewheel.job import Job
 from freewheel.link import Pull, Send
@@ -85,3 +87,14 @@ class RecordedSession(Session):
     def _finish(self) -> RunFinished:
         self.trace.finished = super()._finish()
         return self.trace.finished
+
+
+class ReplayedSession(Session):
+    """A session whose workers read the recorded paces."""
+
+    paces: list[deque[float]]
+
+    def _pace(self, worker: int) -> float:
+        if not self.paces[worker]:
+            raise DataError(f"the recording is damaged: worker {worker} reads a pace that was not recorded")
+        return self.paces[worker].popleft()

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from freewheel.engines.base import intra_op, seeded
-from freewheel.engines.session import Session
-from freewheel.errors import DataError, FreewheelError, TrainingError, WorkerError
+from freewheel.engines.recorded import ReplayedSession
+from freewheel.errors import FreewheelError, TrainingError, WorkerError
 from freewheel.recording.applied import AppliedUpdate, Standing, norm_of
 from freewheel.recording.log import Kind, Operation, Recording
 from freewheel.server import Receipt
@@ -24,17 +24,6 @@ from freewheel.tasks import StepReport
 from freewheel.update import Update
 
 R = TypeVar("R")
-
-
-class ReplayedSession(Session):
-    """A session whose workers read the recorded paces."""
-
-    paces: list[deque[float]]
-
-    def _pace(self, worker: int) -> float:
-        if not self.paces[worker]:
-            raise DataError(f"the recording is damaged: worker {worker} reads a pace that was not recorded")
-        return self.paces[worker].popleft()
 
 
 class _Reached(Exception):  # noqa: N818 - it is no error

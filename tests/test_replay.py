@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections.abc import Iterator
@@ -190,6 +191,25 @@ def test_until_stops_after_that_update(name: str, tmp_path: Path) -> None:
         assert replayed.operations == replayed.current.operation + 1
         pushes = [o for o in list(Recording.load(tmp_path))[: replayed.operations] if o.version == until]
         assert len(pushes) == 1
+
+
+def test_until_stops_at_a_round_that_is_completed_by_those_who_have_nothing(tmp_path: Path) -> None:
+    """Two batches between evaluations leave the third worker without any: the round waits for it no more."""
+    method = METHODS["parallel_sgd"]
+    record(tmp_path, method, engine="serial", step=meeting(None), evaluate_every=16, epochs=1)
+    operations = list(Recording.load(tmp_path))
+    completed = [
+        after.version
+        for before, after in itertools.pairwise(operations)
+        if after.kind == Kind.RETIRE and after.version > before.version
+    ]
+    assert len(completed) > 5
+    assert again(tmp_path, method).matches
+    assert freewheel.audit(tmp_path).ok
+    for until in completed[::5]:
+        replayed = again(tmp_path, method, until=until)
+        assert replayed.updates == until
+        assert operations[replayed.operations - 1].kind == Kind.RETIRE
 
 
 def test_current_says_what_the_events_say(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -89,10 +90,23 @@ class RecordedSession(Session):
         return self.trace.finished
 
 
+class ReplayedServer(Server):
+    """A server that has somebody look on when a worker retires, which may complete a round."""
+
+    around: Callable[[int, Callable[[], None]], None]
+
+    def retire(self, worker: int) -> None:
+        """Rounds go on without the worker."""
+        self.around(worker, partial(super().retire, worker))
+
+
 class ReplayedSession(Session):
     """A session whose workers read the recorded paces."""
 
     paces: list[deque[float]]
+
+    def _server(self, kind: type[Server] = Server) -> Server:
+        return super()._server(ReplayedServer)
 
     def _pace(self, worker: int) -> float:
         if not self.paces[worker]:

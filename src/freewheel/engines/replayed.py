@@ -10,11 +10,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeVar, final
 
-import torch
 from torch import Tensor
 
 from freewheel.engines.base import intra_op, seeded
-from freewheel.engines.recorded import ReplayedSession
+from freewheel.engines.recorded import ReplayedServer, ReplayedSession
 from freewheel.errors import FreewheelError, TrainingError, WorkerError
 from freewheel.recording.applied import AppliedUpdate, Standing, norm_of
 from freewheel.recording.log import Kind, Operation, Recording
@@ -50,6 +49,8 @@ class Replayer:
         self.operations = list(recording)
         self.done = 0
         self.current: AppliedUpdate | None = None
+        assert isinstance(session.server, ReplayedServer)
+        session.server.around = self._retiring
         session.paces = [deque(paces) for paces in recording.paces()]
         self._workers = [Standing() for _ in range(session.job.setup.workers)]
         self._settling = False
@@ -151,7 +152,13 @@ class Replayer:
             self.session.end_step(context, lease, report, receipt)
 
     def _retire(self, operation: Operation) -> None:
-        self._around(lambda: self.session.server.retire(operation.worker))
+        self.session.server.retire(operation.worker)
+
+    def _retiring(self, worker: int, retire: Callable[[], None]) -> None:
+        """A worker retires: as an operation of its own, or at the end of a stand."""
+        if self._settling and self.session.server.gathers:
+            self._expected(Kind.RETIRE)
+        self._around(retire)
 
     def _readmit(self, operation: Operation) -> None:
         self.session.server.readmit(None if operation.worker < 0 else operation.worker)
@@ -223,23 +230,10 @@ class Replayer:
 
     def _applied(self, operation: Operation, norm: float, before: Tensor) -> AppliedUpdate:
         parameters = self.session.parameters
-        weights = parameters.trainable_views()
         old = [entry.view(before) for entry in parameters.layout.trainable]
+        number, place = self.session.server.version, self.done - 1
         worker = self._workers[operation.worker]
-        return AppliedUpdate(
-            number=self.session.server.version,
-            operation=self.done - 1,
-            worker=operation.worker,
-            push=operation.number,
-            step=worker.step,
-            lease=worker.lease,
-            loss=worker.loss,
-            samples=operation.samples,
-            staleness=operation.staleness,
-            norm=norm,
-            change=norm_of(list(torch._foreach_sub(weights, old))),
-            weights_norm=norm_of(weights),
-        )
+        return worker.applied(number, place, operation, norm, parameters.trainable_views(), old)
 
     def _left(self, what: str) -> TrainingError:
         number = max(self.done - 1, 0)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from freewheel.recording.log import Operation
 from freewheel.sources import Lease
 from freewheel.tasks import StepReport
 from freewheel.update import Update
@@ -56,6 +57,31 @@ class Standing:
     step: int = -1
     lease: int = -1
     loss: float = float("nan")
+
+    def applied(
+        self,
+        number: int,
+        place: int,
+        operation: Operation,
+        norm: float,
+        weights: list[Tensor],
+        old: list[Tensor],
+    ) -> AppliedUpdate:
+        """What there is to say of a push of this worker that was applied."""
+        return AppliedUpdate(
+            number=number,
+            operation=place,
+            worker=operation.worker,
+            push=operation.number,
+            step=self.step,
+            lease=self.lease,
+            loss=self.loss,
+            samples=operation.samples,
+            staleness=operation.staleness,
+            norm=norm,
+            change=norm_of(list(torch._foreach_sub(weights, old))),
+            weights_norm=norm_of(weights),
+        )
 
 
 def norm_of(tensors: list[Tensor]) -> float:

@@ -26,7 +26,8 @@ class Trace:
 
     Attributes:
         lock: held while an operation takes place.
-        settling: the workers stand still and push what they hold back, which is one operation.
+        settling: the workers stand still and push what they hold back; that all are in the round then is
+            understood, and not noted.
         finished: the totals, once the run is over.
     """
 
@@ -92,7 +93,7 @@ class TracedServer(Server):
         """Rounds go on without the worker."""
         with self.trace.lock:
             super().retire(worker)
-            if self.gathers and not self.trace.settling:
+            if self.gathers:
                 self.trace.note(Kind.RETIRE, worker, version=self.version)
 
     def readmit(self, worker: int | None = None) -> None:

@@ -8,12 +8,15 @@
 - ``methods/`` named combinations of the above; ``job.py`` what an engine runs, and what comes of it
 - ``engines/`` where and when steps run; ``events.py`` everything that happens, as data
 - ``train.py`` fit(), the front door; ``compare.py`` several methods with equal budgets
+- ``recording/`` the order of pulls and pushes; ``replay.py`` a recorded run once more
+- ``audit.py`` does the record of a run add up? ``auditing/`` what it looks at
 - ``monitors/`` who listens; ``report/`` events -> HTML and plots; ``commands/`` the command line
 - ``data/`` loaders and embedded sets; ``recipes/`` example models and runs
 - ``machine.py`` cores and allocator; ``randomness.py`` borrowed generators; ``errors.py``, ``metrics.py``
 """
 
 from freewheel import data, monitors, rules, schedules, simulation
+from freewheel.audit import Audit, audit
 from freewheel.compare import compare
 from freewheel.comparison import Comparison
 from freewheel.engines import Serial, Simulated, Threads
@@ -38,17 +41,20 @@ from freewheel.methods import (
     stale_synchronous,
     synchronous,
 )
+from freewheel.replay import Replay, replay
 from freewheel.train import fit
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Audit",
     "Comparison",
     "ConfigurationError",
     "DataError",
     "FreewheelError",
     "Job",
     "Method",
+    "Replay",
     "Result",
     "Serial",
     "Simulated",
@@ -56,6 +62,7 @@ __all__ = [
     "Threads",
     "TrainingError",
     "WorkerError",
+    "audit",
     "barrier",
     "bounded",
     "compare",
@@ -70,6 +77,7 @@ __all__ = [
     "local_sgd",
     "monitors",
     "parallel_sgd",
+    "replay",
     "rules",
     "schedules",
     "simulation",

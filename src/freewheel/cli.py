@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import freewheel
-from freewheel.commands import compare, data, demo, report, shell, train
+from freewheel.commands import audit, compare, data, demo, replay, report, shell, train
 
 app = typer.Typer(
     name="freewheel",
@@ -22,6 +22,8 @@ app.command()(demo.demo)
 app.command()(train.train)
 app.command()(compare.compare)
 app.command()(report.report)
+app.command()(replay.replay)
+app.command()(audit.audit)
 app.add_typer(data.app, name="data")
 
 

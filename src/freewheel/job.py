@@ -14,6 +14,7 @@ from freewheel.errors import ConfigurationError
 from freewheel.events import Evaluated, Event
 from freewheel.methods import Method
 from freewheel.metrics import Target, smaller_is_better
+from freewheel.recording.trace import Trace
 from freewheel.sources import Source
 from freewheel.tasks import Task
 
@@ -151,6 +152,7 @@ class Job:
         setup: workers, threads, seed.
         evaluation: how and when the model is measured; None for never.
         config: further settings for the record, JSON values.
+        trace: where the order of pulls and pushes is noted; None if the run is not recorded.
     """
 
     module: nn.Module
@@ -161,6 +163,7 @@ class Job:
     setup: Setup = field(default_factory=Setup)
     evaluation: Evaluation | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    trace: Trace | None = None
 
 
 @dataclass(frozen=True)

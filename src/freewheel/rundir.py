@@ -15,8 +15,12 @@ from freewheel.monitors.recorder import recorder
 CONFIG, EVENTS, WEIGHTS, REPORT = "config.json", "events.jsonl", "weights.safetensors", "report.html"
 
 
-def begin(folder: Path) -> Monitor:
+def begin(folder: Path, steps: bool = False) -> Monitor:
     """Makes the folder and the monitor that writes its configuration and events.
+
+    Args:
+        folder: of the run.
+        steps: write every single step, too.
 
     Raises:
         ConfigurationError: the folder cannot be made or written to, or holds a run already.
@@ -34,7 +38,7 @@ def begin(folder: Path) -> Monitor:
     try:
         # Writes, because the access rights alone do not tell: a superuser has them on a read-only file
         # system.
-        record = recorder(folder / EVENTS)
+        record = recorder(folder / EVENTS, steps)
     except ConfigurationError as error:
         raise ConfigurationError(
             f"`run_dir` {folder} cannot be written to: {error.__cause__}; choose another folder or change"

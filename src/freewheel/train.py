@@ -24,6 +24,8 @@ from freewheel.methods import Method
 from freewheel.metrics import Target
 from freewheel.params import check_module
 from freewheel.probe import check_step
+from freewheel.recording import Trace
+from freewheel.recording.checks import check_recordable
 from freewheel.server import split
 from freewheel.shards import check_shards
 from freewheel.sources import Sequences, Source
@@ -58,6 +60,7 @@ def fit(
     channels_last: bool | Literal["auto"] = "auto",
     monitors: Sequence[Monitor] = (),
     run_dir: str | Path | None = None,
+    record: bool = False,
 ) -> Result:
     """Trains a model, asynchronously on all cores unless told otherwise.
 
@@ -99,6 +102,10 @@ def fit(
         channels_last: memory format of images and convolutions; "auto" takes it for 2-D convolutions.
         monitors: callables that get every event, such as ``print`` or :func:`freewheel.monitors.progress`.
         run_dir: a folder to write configuration, events, weights (safetensors) and the report to.
+        record: write the order of pulls and pushes and every single step, too, so that
+            :func:`freewheel.replay` can run it again bit for bit, and :func:`freewheel.audit` check it.
+            Needs `run_dir`, workers with a copy of the weights, and data with an index. Pulls and pushes then
+            exclude each other, which costs some speed.
 
     Returns:
         What came of it; ``result.report("report.html")`` shows it.
@@ -128,14 +135,26 @@ def fit(
     check_module(model)
     setup = _sharded(setup, shards, model, chosen)
     source = _source(data, batch_size, seed, bptt, setup, chosen, stop)
+    if record:
+        check_recordable(model, chosen, runner.name, source, setup.workers, run_dir)
     setup, task = _checked_format(model, task, source, setup, channels_last)
     evaluation = _evaluation(evaluate, model, task, evaluate_every, bptt, stop)
     config = _describe(model, task, setup, precision)
-    job = Job(model, task, chosen, source, stop, setup, evaluation, config)
-    result = runner.run(job, _listening(run_dir, monitors))
+    job = Job(model, task, chosen, source, stop, setup, evaluation, config, Trace() if record else None)
+    result = _run(runner, job, _listening(run_dir, monitors, record), run_dir)
     if run_dir is not None:
         _keep(Path(run_dir), result)
     return result
+
+
+def _run(runner: Engine, job: Job, monitors: Sequence[Monitor], run_dir: str | Path | None) -> Result:
+    """Runs the job; the recording, if there is to be one, is kept however the run ends."""
+    if job.trace is None or run_dir is None:
+        return runner.run(job, monitors)
+    from freewheel.recording.folder import kept
+
+    with kept(Path(run_dir), job):
+        return runner.run(job, monitors)
 
 
 def _sharded(setup: Setup, shards: int, model: nn.Module, method: Method) -> Setup:
@@ -334,7 +353,7 @@ def _describe(model: nn.Module, task: Supervised, setup: Setup, precision: str) 
     }
 
 
-def _listening(run_dir: str | Path | None, monitors: Sequence[Monitor]) -> list[Monitor]:
+def _listening(run_dir: str | Path | None, monitors: Sequence[Monitor], steps: bool) -> list[Monitor]:
     if not isinstance(monitors, Sequence) or not all(map(callable, monitors)):
         raise ConfigurationError(
             f"`monitors` must be a list of functions that take an event, got {monitors!r}"
@@ -343,4 +362,4 @@ def _listening(run_dir: str | Path | None, monitors: Sequence[Monitor]) -> list[
         return list(monitors)
     from freewheel.rundir import begin
 
-    return [*monitors, begin(Path(run_dir))]
+    return [*monitors, begin(Path(run_dir), steps)]

@@ -173,6 +173,15 @@ RunDir = Annotated[
     ),
 ]
 
+Record = Annotated[
+    bool,
+    typer.Option(
+        "--record",
+        rich_help_panel=_WHERE,
+        help="Write the order of pulls and pushes and every step, too, for freewheel replay and audit.",
+    ),
+]
+
 
 def recipe(
     what: str,

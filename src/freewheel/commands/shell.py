@@ -121,7 +121,7 @@ OPTION_OF = {
         for name in (
             *("data", "method", "engine", "workers", "model", "batch_size", "lr", "momentum", "schedule"),
             *("granularity", "epochs", "max_seconds", "max_samples", "target", "evaluate_every", "seed"),
-            *("intra_op_threads", "precision", "run_dir", "seeds"),
+            *("intra_op_threads", "precision", "run_dir", "seeds", "record", "until"),
         )
     },
     "contestants": "--methods",

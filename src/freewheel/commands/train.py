@@ -11,15 +11,18 @@ from rich.table import Table
 
 from freewheel import Result, fit
 from freewheel.commands import options as opt
+from freewheel.commands.recipe_file import Choice, keeper
 from freewheel.commands.shell import EXIT_INTERRUPTED, err, fresh_folder, out, reported
+from freewheel.methods import METHODS
 from freewheel.monitors import progress
-from freewheel.recipes.settings import Optimization, Recipe
+from freewheel.recipes.settings import Optimization, Recipe, Settings
+from freewheel.recording.log import HEADER
 from freewheel.report import wording
 from freewheel.rundir import REPORT, WEIGHTS
 
 MethodName = Annotated[
     str,
-    typer.Option("--method", metavar="NAME", rich_help_panel="How", help="hogwild or synchronous."),
+    typer.Option("--method", metavar="NAME", rich_help_panel="How", help=f"One of {', '.join(METHODS)}."),
 ]
 Seed = Annotated[
     int, typer.Option("--seed", metavar="N", rich_help_panel="How", help="Of weights and order of data.")
@@ -48,6 +51,7 @@ def train(
     intra_op_threads: opt.IntraOpThreads = None,
     precision: opt.Precision = "float32",
     run_dir: opt.RunDir = None,
+    record: opt.Record = False,
 ) -> None:
     """Train a network on all cores, and write weights, events and a report.
 
@@ -63,26 +67,32 @@ def train(
       freewheel train images --model mlp --method synchronous --workers 4
 
       freewheel train text --max-seconds 60
+
+      freewheel train images --model mlp --method downpour --record
     """
+    optimization = Optimization(lr, momentum, schedule, granularity, batch_size)
+    budget = opt.budget_of(epochs, max_samples, max_seconds, target, evaluate_every)
+    hardware = opt.hardware_of(engine, workers, intra_op_threads, precision)
     recipe = opt.recipe(
-        what,
-        data=data,
-        model=model,
-        optimization=Optimization(lr, momentum, schedule, granularity, batch_size),
-        budget=opt.budget_of(epochs, max_samples, max_seconds, target, evaluate_every),
-        hardware=opt.hardware_of(engine, workers, intra_op_threads, precision),
+        what, data=data, model=model, optimization=optimization, budget=budget, hardware=hardware
     )
     chosen = recipe.method(method)
     folder = run_dir or fresh_folder(f"{what}-{method}")
     _announce(recipe, folder)
     torch.manual_seed(min(max(seed, 0), 2**32 - 1))  # a bad seed is refused by fit, with the remedy
+    monitors = [progress(err())]
+    if record:
+        monitors.append(
+            keeper(folder, Choice(what, method, Settings(data, model, optimization, budget, hardware)))
+        )
     result = fit(
         recipe.build(),
         recipe.data,
         method=chosen,
         seed=seed,
-        monitors=[progress(err())],
+        monitors=monitors,
         run_dir=folder,
+        record=record,
         **recipe.arguments,
     )
     _conclude(result, recipe, folder)
@@ -105,6 +115,8 @@ def _conclude(result: Result, recipe: Recipe, folder: Path) -> None:
     console.print()
     console.print(f"Report:  {folder / REPORT}", markup=False, soft_wrap=True)
     console.print(f"Weights: {folder / WEIGHTS}", markup=False, soft_wrap=True)
+    if (folder / HEADER).is_file():
+        console.print(f"Replay:  freewheel replay {folder}", markup=False, soft_wrap=True)
 
 
 def _table(result: Result, recipe: Recipe) -> Table:

@@ -10,6 +10,7 @@ from typing import NamedTuple, final
 
 from freewheel.engines.base import intra_op, seeded
 from freewheel.engines.plan import Segment
+from freewheel.engines.recorded import session_of
 from freewheel.engines.session import Session
 from freewheel.errors import FreewheelError, WorkerError
 from freewheel.events import Monitor
@@ -43,7 +44,7 @@ class Serial:
 
     def run(self, job: Job, monitors: Sequence[Monitor] = ()) -> Result:
         """Trains in the calling thread; Ctrl-C ends the run and returns what was trained."""
-        session = Session(job, monitors, self.name)
+        session = session_of(job, monitors, self.name)
         with intra_op(job.setup.intra_op_threads), seeded(job):
             _Loop(session).run()
         return session.result()

@@ -82,19 +82,9 @@ class Session:
         self.monitors = monitors
         self.engine = engine
         workers = job.setup.workers
-        rule = job.method.rule_for(workers)
         self.parameters = Parameters(job.module, job.setup.channels_last)
-        self.server = Server(
-            self.parameters,
-            rule,
-            workers,
-            job.method.rounds,
-            self.planned_samples(),
-            backup=job.method.backup,
-            shards=job.setup.shards,
-            seed=job.setup.seed,
-        )
-        self.config = {**job.config, "rule": rule.describe}
+        self.server = self._server()
+        self.config = {**job.config, "rule": job.method.rule_for(workers).describe}
         self.contexts: list[WorkerContext] = []
         self.links: list[Link] = []  # empty where workers read the live weights and push every step
         self.states: list[Any] = [None] * workers
@@ -111,6 +101,20 @@ class Session:
         self._process = psutil.Process() if clock is None else None
         self._start_rss = self._peak_rss = self._rss()
         self._last_tick = 0.0
+
+    def _server(self, kind: type[Server] = Server) -> Server:
+        """The server of the job's method."""
+        method, setup = self.job.method, self.job.setup
+        return kind(
+            self.parameters,
+            method.rule_for(setup.workers),
+            setup.workers,
+            method.rounds,
+            self.planned_samples(),
+            backup=method.backup,
+            shards=setup.shards,
+            seed=setup.seed,
+        )
 
     def _rss(self) -> int:
         """Resident memory of this process; 0 where the workers of the record are not in it."""

@@ -16,6 +16,7 @@ import torch
 
 from freewheel.engines.base import seeded
 from freewheel.engines.plan import Segment
+from freewheel.engines.recorded import session_of
 from freewheel.engines.session import Session
 from freewheel.errors import ConfigurationError, FreewheelError, WorkerError
 from freewheel.events import Monitor
@@ -53,7 +54,7 @@ class Threads:
 
     def run(self, job: Job, monitors: Sequence[Monitor] = ()) -> Result:
         """Trains; Ctrl-C lets the workers finish their step and returns what was trained."""
-        session = Session(job, monitors, self.name)
+        session = session_of(job, monitors, self.name)
         threads = torch.get_num_threads()
         try:
             with seeded(job):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any, Literal, NamedTuple, cast
 
 from torch import nn
@@ -12,7 +13,6 @@ from freewheel import methods, schedules
 from freewheel.errors import ConfigurationError
 from freewheel.methods import Method
 from freewheel.schedules import Rate
-from freewheel.update import Granularity
 
 SCHEDULES = ("annealed", "constant", "cosine", "linear")
 
@@ -158,17 +158,29 @@ def method_maker(chosen: Optimization, lr: float, arguments: Mapping[str, Any]) 
         arguments: of ``fit``; they say whether the run has an end that a schedule can go by.
 
     Raises:
-        ConfigurationError: a schedule without a known end, or an unknown schedule.
+        ConfigurationError: a schedule without a known end, or an unknown schedule; later, a setting that the
+            method does not have.
     """
     has_end = arguments["epochs"] is not None or arguments["max_samples"] is not None
     rate = schedule(chosen.schedule, lr if chosen.lr is None else chosen.lr, has_end)
-    given: dict[str, Any] = {} if chosen.momentum is None else {"momentum": chosen.momentum}
+    wanted = {"lr": rate, "momentum": chosen.momentum, "granularity": chosen.granularity}
+    by_default = {
+        "lr": chosen.lr is None,
+        "momentum": chosen.momentum is None,
+        "granularity": chosen.granularity == "model",
+    }
 
     def make(name: str) -> Method:
         choose("method", name, tuple(methods.METHODS), "a recipe")
-        granularity = cast(Granularity, chosen.granularity)
         maker = cast(Mapping[str, Callable[..., Method]], methods.METHODS)[name]
-        return maker(lr=rate, granularity=granularity, **given)
+        taken = signature(maker).parameters
+        for setting in wanted:
+            if setting not in taken and not by_default[setting]:
+                raise ConfigurationError(
+                    f"`{setting}` is no setting of {name}, got {wanted[setting]!r}; leave it out"
+                )
+        given = {key: value for key, value in wanted.items() if key in taken and value is not None}
+        return maker(**given)
 
     return make
 

@@ -64,6 +64,11 @@ class Indexed(Source):
         self._count = self.batches
         self.samples = min(size, self.batches * batch_size)
 
+    @property
+    def order(self) -> str:
+        """What the order of the examples follows from."""
+        return f"shuffled by seed {self._seed}" if self._shuffle else "as it is"
+
     def fetch(self, number: int) -> Lease:
         """The batch with this number."""
         epoch, position = divmod(number, self._count)

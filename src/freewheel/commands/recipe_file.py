@@ -1,0 +1,74 @@
+"""What a recorded run was made of, beside its other files: the choices that rebuild the recipe."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from freewheel.commands.options import RECIPES
+from freewheel.errors import DataError
+from freewheel.events import Event, Monitor, RunStarted
+from freewheel.recipes.settings import Budget, Hardware, Optimization, Recipe, Settings
+
+RECIPE = "recipe.json"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the user of ``freewheel train`` chose.
+
+    Attributes:
+        what: name of the recipe.
+        method: name of the method.
+        settings: of the recipe.
+    """
+
+    what: str
+    method: str
+    settings: Settings
+
+    def recipe(self) -> Recipe:
+        """The recipe with these settings."""
+        return RECIPES[self.what](self.settings)
+
+
+def keeper(folder: Path, choice: Choice) -> Monitor:
+    """A monitor that writes the choice to the folder of the run when it begins."""
+
+    def keep(event: Event) -> None:
+        if isinstance(event, RunStarted):
+            (folder / RECIPE).write_text(json.dumps(asdict(choice), indent=2) + "\n", encoding="utf-8")
+
+    return keep
+
+
+def read(folder: Path) -> Choice:
+    """The choice in the folder of a run.
+
+    Raises:
+        DataError: there is none, or it is damaged.
+    """
+    file = folder / RECIPE
+    if not file.is_file():
+        raise DataError(
+            f"{folder} has no {RECIPE}: it is not a run of freewheel train --record; replay runs of your own"
+            " script with freewheel.replay(folder, model, data, ...)"
+        )
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        return Choice(values["what"], values["method"], _settings(values["settings"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _settings(values: dict[str, Any]) -> Settings:
+    target = values["budget"].pop("target")
+    return Settings(
+        values["data"],
+        values["model"],
+        Optimization(**values["optimization"]),
+        Budget(**values["budget"], target=None if target is None else (str(target[0]), float(target[1]))),
+        Hardware(**values["hardware"]),
+    )

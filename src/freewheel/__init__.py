@@ -8,12 +8,15 @@
 - ``methods/`` named combinations of the above; ``job.py`` what an engine runs, and what comes of it
 - ``engines/`` where and when steps run; ``events.py`` everything that happens, as data
 - ``train.py`` fit(), the front door; ``compare.py`` several methods with equal budgets
+- ``calibrate.py`` measures this machine for a simulation; ``advise.py`` says which method to use
 - ``monitors/`` who listens; ``report/`` events -> HTML and plots; ``commands/`` the command line
 - ``data/`` loaders and embedded sets; ``recipes/`` example models and runs
 - ``machine.py`` cores and allocator; ``randomness.py`` borrowed generators; ``errors.py``, ``metrics.py``
 """
 
 from freewheel import data, monitors, rules, schedules, simulation
+from freewheel.calibrate import calibrate
+from freewheel.calibration import Calibration
 from freewheel.compare import compare
 from freewheel.comparison import Comparison
 from freewheel.engines import Serial, Simulated, Threads
@@ -43,6 +46,7 @@ from freewheel.train import fit
 __version__ = "0.1.0"
 
 __all__ = [
+    "Calibration",
     "Comparison",
     "ConfigurationError",
     "DataError",
@@ -58,6 +62,7 @@ __all__ = [
     "WorkerError",
     "barrier",
     "bounded",
+    "calibrate",
     "compare",
     "data",
     "delay_compensated",

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import freewheel
-from freewheel.commands import compare, data, demo, report, shell, train
+from freewheel.commands import compare, data, demo, report, shell, simulate, train
 
 app = typer.Typer(
     name="freewheel",
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command()(demo.demo)
 app.command()(train.train)
 app.command()(compare.compare)
+app.command()(simulate.simulate)
 app.command()(report.report)
 app.add_typer(data.app, name="data")
 
@@ -47,6 +48,8 @@ def freewheel_command(
       freewheel train images      one run, with a live display and a report
 
       freewheel compare images    methods with equal budgets, and a verdict
+
+      freewheel simulate images   what a run would take on a thousand machines
 
       freewheel data list         what there is to train on
     """

@@ -121,10 +121,11 @@ OPTION_OF = {
         for name in (
             *("data", "method", "engine", "workers", "model", "batch_size", "lr", "momentum", "schedule"),
             *("granularity", "epochs", "max_seconds", "max_samples", "target", "evaluate_every", "seed"),
-            *("intra_op_threads", "precision", "run_dir", "seeds"),
+            *("intra_op_threads", "precision", "run_dir", "seeds", "set", "compression", "slow", "die"),
+            *("corrupt", "lose", "spread", "slowdown", "stragglers", "step_time", "shards", "times_from"),
         )
     },
-    "contestants": "--methods",
+    **{"contestants": "--methods", "backup_workers": "--set backup_workers", "in_flight": "--in-flight"},
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import torch
 import typer
@@ -17,27 +16,21 @@ from freewheel.recipes.settings import Optimization, Recipe
 from freewheel.report import wording
 from freewheel.rundir import REPORT, WEIGHTS
 
-MethodName = Annotated[
-    str,
-    typer.Option("--method", metavar="NAME", rich_help_panel="How", help="hogwild or synchronous."),
-]
-Seed = Annotated[
-    int, typer.Option("--seed", metavar="N", rich_help_panel="How", help="Of weights and order of data.")
-]
-
 
 @reported
 def train(
     what: opt.What,
     data: opt.Data = None,
     model: opt.Model = None,
-    method: MethodName = "hogwild",
+    method: opt.MethodName = "hogwild",
     batch_size: opt.BatchSize = None,
     lr: opt.LearningRate = None,
     momentum: opt.Momentum = None,
     schedule: opt.ScheduleName = "annealed",
     granularity: opt.GranularityName = "model",
-    seed: Seed = 0,
+    settings: opt.Set = None,
+    compression: opt.Compression = None,
+    seed: opt.Seed = 0,
     epochs: opt.Epochs = None,
     max_samples: opt.MaxSamples = None,
     max_seconds: opt.MaxSeconds = None,
@@ -62,13 +55,17 @@ def train(
 
       freewheel train images --model mlp --method synchronous --workers 4
 
+      freewheel train images --method downpour --set push_every=10 --compression top_k:0.01
+
       freewheel train text --max-seconds 60
     """
     recipe = opt.recipe(
         what,
         data=data,
         model=model,
-        optimization=Optimization(lr, momentum, schedule, granularity, batch_size),
+        optimization=Optimization(
+            lr, momentum, schedule, granularity, batch_size, opt.settings_of(settings, compression, (method,))
+        ),
         budget=opt.budget_of(epochs, max_samples, max_seconds, target, evaluate_every),
         hardware=opt.hardware_of(engine, workers, intra_op_threads, precision),
     )

@@ -15,6 +15,8 @@
 """
 
 from freewheel import data, monitors, rules, schedules, simulation
+from freewheel.advice import Advice
+from freewheel.advise import advise
 from freewheel.calibrate import calibrate
 from freewheel.calibration import Calibration
 from freewheel.compare import compare
@@ -46,6 +48,7 @@ from freewheel.train import fit
 __version__ = "0.1.0"
 
 __all__ = [
+    "Advice",
     "Calibration",
     "Comparison",
     "ConfigurationError",
@@ -60,6 +63,7 @@ __all__ = [
     "Threads",
     "TrainingError",
     "WorkerError",
+    "advise",
     "barrier",
     "bounded",
     "calibrate",

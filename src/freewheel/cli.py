@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import freewheel
-from freewheel.commands import compare, data, demo, report, shell, simulate, train
+from freewheel.commands import advise, compare, data, demo, report, shell, simulate, train
 
 app = typer.Typer(
     name="freewheel",
@@ -22,6 +22,7 @@ app.command()(demo.demo)
 app.command()(train.train)
 app.command()(compare.compare)
 app.command()(simulate.simulate)
+app.command()(advise.advise)
 app.command()(report.report)
 app.add_typer(data.app, name="data")
 
@@ -50,6 +51,8 @@ def freewheel_command(
       freewheel compare images    methods with equal budgets, and a verdict
 
       freewheel simulate images   what a run would take on a thousand machines
+
+      freewheel advise images     which method to use on how many machines
 
       freewheel data list         what there is to train on
     """

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks import harness, reporting
 
 # Short ones first: what is broken shows early.
-NAMES = ("import_time", "memory", "overhead", "scaling", "accuracy", "time_to_accuracy")
+NAMES = ("import_time", "memory", "overhead", "scaling", "calibration", "accuracy", "time_to_accuracy")
 
 
 def main() -> int:

@@ -260,6 +260,8 @@ CONTESTANTS: dict[str, str | Callable[[Settings], Values]] = {
     "ddp_memory": "benchmarks.ddp:memory",
     "fit_memory": "benchmarks.memory_probes:fit_memory",
     "gradient_bytes": "benchmarks.memory_probes:gradient_bytes",
+    "agreement": "benchmarks.calibration_probes:agreement",
+    "samples_to_target": "benchmarks.calibration_probes:samples_to_target",
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from freewheel.train import fit
 UNBOUNDED = 2**30  # steps of lead: nobody waits, so that no waiting is taken for computing
 WARM_UP = 0.25  # of the time; memory is touched, kernels are chosen
 LEAST_STEPS = 8
+MOST_ROUNDS = 8  # where steps are so slow that two leave too few
 ROUNDS = 2  # the numbers of workers take turns, so that a machine that slows down slows all alike
 RATE = 1e-6  # the weights hardly move: nothing can diverge
 
@@ -53,7 +53,7 @@ def calibrate(
         batch_size: examples in one worker's minibatch.
         bptt: as in :func:`freewheel.fit`.
         workers: numbers of workers to measure, for instance 1 and the number of cores.
-        seconds: of training for each of them, a quarter of it for warming up.
+        seconds: of training for each of them, a quarter of it for warming up; more where steps are slow.
         method: what to measure, one in which nobody waits for others; the default pulls a copy of the weights
             before each step and pushes after it. ``hogwild()`` saves the copy.
         **fit_arguments: further arguments of :func:`freewheel.fit`, such as ``precision``.
@@ -77,9 +77,9 @@ def calibrate(
     positive("seconds", seconds, "2.0 is enough for most models")
     chosen = _free(method)
     arguments = {"loss": loss, "step": step, "batch_size": batch_size, "bptt": bptt, **fit_arguments}
-    records: dict[int, list[list[Steps]]] = defaultdict(list)
-    for _ in range(ROUNDS):
-        for number in wanted:
+    records: dict[int, list[list[Steps]]] = {number: [] for number in wanted}
+    for turn in range(MOST_ROUNDS):
+        for number in [one for one in wanted if turn < ROUNDS or not _enough(one, records[one], seconds)]:
             listener = _Listener()
             fit(
                 copy.deepcopy(model),
@@ -119,6 +119,22 @@ def measurement(workers: int, runs: Iterable[Iterable[Steps]], warm_up_s: float)
     Raises:
         ConfigurationError: there are too few steps.
     """
+    seconds, samples, staleness = _collected(runs, warm_up_s)
+    if len(seconds) < LEAST_STEPS * workers:
+        raise ConfigurationError(
+            f"`seconds` were enough for {len(seconds)} steps of {workers} workers after the warm-up, and"
+            f" {LEAST_STEPS} for each are needed; give more, or a smaller `batch_size`"
+        )
+    late_mean = sum(staleness) / len(staleness) if staleness else math.nan
+    return Measurement(workers, tuple(seconds), sum(samples) / len(samples), late_mean)
+
+
+def _enough(workers: int, runs: Iterable[Iterable[Steps]], seconds: float) -> bool:
+    return len(_collected(runs, WARM_UP * seconds / ROUNDS)[0]) >= LEAST_STEPS * workers
+
+
+def _collected(runs: Iterable[Iterable[Steps]], warm_up_s: float) -> tuple[list[float], list[int], list[int]]:
+    """Of every step after the warm-up its seconds and its examples; of every update its staleness."""
     seconds: list[float] = []
     samples: list[int] = []
     staleness: list[int] = []
@@ -131,13 +147,7 @@ def measurement(workers: int, runs: Iterable[Iterable[Steps]], warm_up_s: float)
                 samples.append(size)
                 staleness += [late] if late != NOT_PUSHED else []
             last[worker] = (sequence, end)
-    if len(seconds) < LEAST_STEPS * workers:
-        raise ConfigurationError(
-            f"`seconds` were enough for {len(seconds)} steps of {workers} workers after the warm-up, and"
-            f" {LEAST_STEPS} for each are needed; give more, or a smaller `batch_size`"
-        )
-    late_mean = sum(staleness) / len(staleness) if staleness else math.nan
-    return Measurement(workers, tuple(seconds), sum(samples) / len(samples), late_mean)
+    return seconds, samples, staleness
 
 
 def _rows(run: Iterable[Steps]) -> Iterable[tuple[int, int, int, int, float]]:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from freewheel.advise import advise as run_advice
+from freewheel.commands import method_options as how
 from freewheel.commands import options as opt
 from freewheel.commands import simulation_options as sim
 from freewheel.commands.shell import err, fresh_folder, out, parse_workers, reported
@@ -56,7 +57,7 @@ def advise(
     model: opt.Model = None,
     batch_size: opt.BatchSize = None,
     lr: opt.LearningRate = None,
-    seed: opt.Seed = 0,
+    seed: how.Seed = 0,
     seconds: Seconds = 60.0,
     max_samples: opt.MaxSamples = None,
     target: opt.Target = None,

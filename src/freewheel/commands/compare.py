@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from freewheel.commands import method_options as how
 from freewheel.commands import options as opt
 from freewheel.commands.shell import EXIT_INTERRUPTED, err, fresh_folder, out, reported
 from freewheel.compare import compare as run_comparison
@@ -36,8 +37,8 @@ def compare(
     momentum: opt.Momentum = None,
     schedule: opt.ScheduleName = "annealed",
     granularity: opt.GranularityName = "model",
-    settings: opt.Set = None,
-    compression: opt.Compression = None,
+    settings: how.Set = None,
+    compression: how.Compression = None,
     epochs: opt.Epochs = None,
     max_samples: opt.MaxSamples = None,
     max_seconds: opt.MaxSeconds = None,
@@ -77,7 +78,7 @@ def compare(
             schedule,
             granularity,
             batch_size,
-            opt.settings_of(settings, compression, tuple(names)),
+            how.settings_of(settings, compression, tuple(names)),
         ),
         budget=opt.budget_of(epochs, max_samples, max_seconds, target, evaluate_every),
         hardware=opt.hardware_of(engine, workers, intra_op_threads, precision),

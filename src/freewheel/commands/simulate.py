@@ -13,6 +13,7 @@ import typer
 from freewheel import Result, fit
 from freewheel.calibrate import calibrate
 from freewheel.calibration import Calibration
+from freewheel.commands import method_options as how
 from freewheel.commands import options as opt
 from freewheel.commands import prediction
 from freewheel.commands import simulation_options as sim
@@ -37,14 +38,14 @@ def simulate(
     what: opt.What,
     data: opt.Data = None,
     model: opt.Model = None,
-    method: opt.MethodName = "stale_synchronous",
+    method: how.MethodName = "stale_synchronous",
     batch_size: opt.BatchSize = None,
     lr: opt.LearningRate = None,
     momentum: opt.Momentum = None,
     schedule: opt.ScheduleName = "annealed",
-    settings: opt.Set = None,
-    compression: opt.Compression = None,
-    seed: opt.Seed = 0,
+    settings: how.Set = None,
+    compression: how.Compression = None,
+    seed: how.Seed = 0,
     epochs: opt.Epochs = None,
     max_samples: opt.MaxSamples = None,
     max_seconds: opt.MaxSeconds = None,
@@ -90,7 +91,7 @@ def simulate(
         data=data,
         model=model,
         optimization=Optimization(
-            lr, momentum, schedule, "model", batch_size, opt.settings_of(given, compression, (method,))
+            lr, momentum, schedule, "model", batch_size, how.settings_of(given, compression, (method,))
         ),
         budget=opt.budget_of(epochs, max_samples, max_seconds, target, evaluate_every),
         hardware=opt.hardware_of("simulated", str(number), 1, precision),

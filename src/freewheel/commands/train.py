@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from freewheel import Result, fit
+from freewheel.commands import method_options as how
 from freewheel.commands import options as opt
 from freewheel.commands.shell import EXIT_INTERRUPTED, err, fresh_folder, out, reported
 from freewheel.monitors import progress
@@ -22,15 +23,15 @@ def train(
     what: opt.What,
     data: opt.Data = None,
     model: opt.Model = None,
-    method: opt.MethodName = "hogwild",
+    method: how.MethodName = "hogwild",
     batch_size: opt.BatchSize = None,
     lr: opt.LearningRate = None,
     momentum: opt.Momentum = None,
     schedule: opt.ScheduleName = "annealed",
     granularity: opt.GranularityName = "model",
-    settings: opt.Set = None,
-    compression: opt.Compression = None,
-    seed: opt.Seed = 0,
+    settings: how.Set = None,
+    compression: how.Compression = None,
+    seed: how.Seed = 0,
     epochs: opt.Epochs = None,
     max_samples: opt.MaxSamples = None,
     max_seconds: opt.MaxSeconds = None,
@@ -64,7 +65,7 @@ def train(
         data=data,
         model=model,
         optimization=Optimization(
-            lr, momentum, schedule, granularity, batch_size, opt.settings_of(settings, compression, (method,))
+            lr, momentum, schedule, granularity, batch_size, how.settings_of(settings, compression, (method,))
         ),
         budget=opt.budget_of(epochs, max_samples, max_seconds, target, evaluate_every),
         hardware=opt.hardware_of(engine, workers, intra_op_threads, precision),

@@ -159,7 +159,8 @@ def test_costs_are_crossed_from_above() -> None:
 def small(**more: Any) -> Advice:
     torch.manual_seed(0)
     options: dict[str, Any] = {"workers": 4, "network": LAN, "calibration": FOUND, "max_samples": 2_000}
-    return advise(nn.Linear(8, 2), (X, Y), loss=LOSS, evaluate=(X, Y), progress=False, **{**options, **more})
+    options |= {"evaluate": (X, Y), "progress": False}
+    return advise(nn.Linear(8, 2), (X, Y), loss=LOSS, **{**options, **more})
 
 
 def test_every_method_is_simulated_with_the_measured_times(tmp_path: Path) -> None:
@@ -200,6 +201,20 @@ def test_a_method_that_diverges_is_a_result() -> None:
     found = small(contestants={"mad": freewheel.stale_synchronous(3, 1e38)})
     assert found.predictions[1].diverged
     assert found.best.label == "one worker"
+
+
+def test_an_interrupt_ends_all_of_it() -> None:
+    calls = []
+
+    def evaluate(module: nn.Module) -> dict[str, float]:
+        calls.append(module)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return {"accuracy": 0.5}
+
+    with pytest.raises(KeyboardInterrupt):
+        small(evaluate=evaluate)
+    assert len(calls) <= 7  # one more for what there is; no further run
 
 
 def test_a_target_ends_runs_early() -> None:

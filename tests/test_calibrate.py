@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -153,6 +155,20 @@ def test_calibrating_measures_and_leaves_the_model_alone() -> None:
     assert min(found.server) > 0
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert "2 workers: " in str(found)
+
+
+def test_an_interrupt_ends_the_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("freewheel.calibrate")
+    calls: list[int] = []
+
+    def fit(model: nn.Module, data: Any, **arguments: Any) -> SimpleNamespace:
+        calls.append(arguments["workers"])
+        return SimpleNamespace(reason="interrupted")
+
+    monkeypatch.setattr(module, "fit", fit)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(nn.Linear(8, 2), (X, Y), loss=LOSS)
+    assert calls == [1]
 
 
 def test_timing_a_server_leaves_the_weights_alone() -> None:

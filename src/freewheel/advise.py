@@ -82,6 +82,7 @@ def advise(
     Raises:
         ConfigurationError: an argument cannot be used.
         DataError: the data does not fit.
+        KeyboardInterrupt: Ctrl-C.
 
     Example:
         >>> import torch, freewheel
@@ -200,13 +201,20 @@ def _run(
     monitors: list[Monitor],
     arguments: Mapping[str, Any],
 ) -> None:
-    """One simulated run; one that diverges is a result, too."""
+    """One simulated run; one that diverges is a result, too.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted; half a run says nothing about the method.
+    """
     own: dict[str, Any] = {"method": method, "workers": workers, "engine": engine, "monitors": monitors}
     try:
-        fit(copy.deepcopy(base), data, **own, **arguments)
+        result = fit(copy.deepcopy(base), data, **own, **arguments)
     except TrainingError as error:
         if "diverged" not in str(error):
             raise
+        return
+    if result.reason == "interrupted":
+        raise KeyboardInterrupt
 
 
 def _keeper(events: list[Event]) -> Monitor:

@@ -61,6 +61,7 @@ def calibrate(
     Raises:
         ConfigurationError: an argument cannot be used, or there was no time for enough steps.
         DataError: as in :func:`freewheel.fit`.
+        KeyboardInterrupt: Ctrl-C.
 
     Example:
         >>> import torch, freewheel
@@ -81,7 +82,7 @@ def calibrate(
     for turn in range(MOST_ROUNDS):
         for number in [one for one in wanted if turn < ROUNDS or not _enough(one, records[one], seconds)]:
             listener = _Listener()
-            fit(
+            result = fit(
                 copy.deepcopy(model),
                 data,
                 method=chosen,
@@ -90,6 +91,8 @@ def calibrate(
                 monitors=[listener],
                 **arguments,
             )
+            if result.reason == "interrupted":
+                raise KeyboardInterrupt
             records[number].append(listener.steps)
     found = tuple(measurement(number, records[number], WARM_UP * seconds / ROUNDS) for number in wanted)
     costs = server_seconds(copy.deepcopy(model), chosen.rule_for(1))

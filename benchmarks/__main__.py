@@ -18,6 +18,7 @@ NAMES = (
     "memory",
     "overhead",
     "scaling",
+    "calibration",
     "accuracy",
     "time_to_accuracy",
     "simulator",

@@ -264,6 +264,8 @@ CONTESTANTS: dict[str, str | Callable[[Settings], Values]] = {
     "trivial": "benchmarks.simulated_runs:trivial",
     "overhead": "benchmarks.simulated_runs:overhead",
     "apply": "benchmarks.simulated_runs:apply",
+    "agreement": "benchmarks.calibration_probes:agreement",
+    "samples_to_target": "benchmarks.calibration_probes:samples_to_target",
 }
 
 

@@ -315,7 +315,7 @@ def test_data_list_says_how_to_fetch_what_is_not_here(cache: Path) -> None:
 
 def test_version_and_help() -> None:
     assert run("--version") == f"freewheel {freewheel.__version__}\n"
-    for command in ("train", "compare", "report", "demo", "data"):
+    for command in ("train", "compare", "simulate", "advise", "report", "demo", "data"):
         assert command in run("--help")
         assert f"freewheel {command}" in run(command, "--help") or command == "demo"
 

@@ -130,7 +130,7 @@ def test_help_teaches(command: str) -> None:
 @pytest.mark.parametrize(
     ("method", "options", "named"),
     [
-        ("diloco", ("--lr", "0.1"), "--lr is no setting of diloco"),
+        ("diloco", ("--momentum", "0.1"), "--momentum is no setting of diloco"),
         ("downpour", ("--momentum", "0.5"), "--momentum is no setting of downpour"),
         ("local_sgd", ("--granularity", "layer"), "--granularity is no setting of local_sgd"),
     ],
@@ -139,6 +139,13 @@ def test_a_setting_that_a_method_does_not_have_is_refused(
     method: str, options: tuple[str, ...], named: str
 ) -> None:
     assert named in run("train", "images", *TINY, "--method", method, *options, code=2)
+
+
+def test_a_run_with_settings_and_compression_of_its_own_replays() -> None:
+    """Compression is a rule, which JSON has not: it is kept as it was typed."""
+    train("--set", "push_every=2", "--compression", "top_k:0.1", method="downpour")
+    assert "top_k" in Path("here/config.json").read_text(encoding="utf-8")
+    assert "bit for bit" in run("replay", "here")
 
 
 def test_record_reaches_fit(monkeypatch: pytest.MonkeyPatch) -> None:

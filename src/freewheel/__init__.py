@@ -10,13 +10,18 @@
 - ``train.py`` fit(), the front door; ``compare.py`` several methods with equal budgets
 - ``recording/`` the order of pulls and pushes; ``replay.py`` a recorded run once more
 - ``audit.py`` does the record of a run add up? ``auditing/`` what it looks at
+- ``calibrate.py`` measures this machine for a simulation; ``advise.py`` says which method to use
 - ``monitors/`` who listens; ``report/`` events -> HTML and plots; ``commands/`` the command line
 - ``data/`` loaders and embedded sets; ``recipes/`` example models and runs
 - ``machine.py`` cores and allocator; ``randomness.py`` borrowed generators; ``errors.py``, ``metrics.py``
 """
 
 from freewheel import data, monitors, rules, schedules, simulation
+from freewheel.advice import Advice
+from freewheel.advise import advise
 from freewheel.audit import Audit, audit
+from freewheel.calibrate import calibrate
+from freewheel.calibration import Calibration
 from freewheel.compare import compare
 from freewheel.comparison import Comparison
 from freewheel.engines import Serial, Simulated, Threads
@@ -47,7 +52,9 @@ from freewheel.train import fit
 __version__ = "0.1.0"
 
 __all__ = [
+    "Advice",
     "Audit",
+    "Calibration",
     "Comparison",
     "ConfigurationError",
     "DataError",
@@ -62,9 +69,11 @@ __all__ = [
     "Threads",
     "TrainingError",
     "WorkerError",
+    "advise",
     "audit",
     "barrier",
     "bounded",
+    "calibrate",
     "compare",
     "data",
     "delay_compensated",

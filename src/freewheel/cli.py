@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import freewheel
-from freewheel.commands import audit, compare, data, demo, replay, report, shell, train
+from freewheel.commands import advise, audit, compare, data, demo, replay, report, shell, simulate, train
 
 app = typer.Typer(
     name="freewheel",
@@ -21,6 +21,8 @@ app = typer.Typer(
 app.command()(demo.demo)
 app.command()(train.train)
 app.command()(compare.compare)
+app.command()(simulate.simulate)
+app.command()(advise.advise)
 app.command()(report.report)
 app.command()(replay.replay)
 app.command()(audit.audit)
@@ -49,6 +51,10 @@ def freewheel_command(
       freewheel train images      one run, with a live display and a report
 
       freewheel compare images    methods with equal budgets, and a verdict
+
+      freewheel simulate images   what a run would take on a thousand machines
+
+      freewheel advise images     which method to use on how many machines
 
       freewheel data list         what there is to train on
     """

@@ -14,6 +14,7 @@ import freewheel
 from freewheel.data import text_of
 from freewheel.errors import ConfigurationError
 from freewheel.recipes import CharLSTM
+from freewheel.recipes.choice import method_maker, schedule
 from freewheel.recipes.images import images
 from freewheel.recipes.settings import (
     Budget,
@@ -23,8 +24,6 @@ from freewheel.recipes.settings import (
     Recipe,
     Settings,
     common_arguments,
-    method_maker,
-    schedule,
 )
 from freewheel.recipes.text import BPTT, Perplexity, generate, text
 from freewheel.schedules import Schedule

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from freewheel.commands import method_options as how
 from freewheel.commands import options as opt
 from freewheel.commands.shell import EXIT_INTERRUPTED, err, fresh_folder, out, reported
 from freewheel.compare import compare as run_comparison
@@ -36,6 +37,8 @@ def compare(
     momentum: opt.Momentum = None,
     schedule: opt.ScheduleName = "annealed",
     granularity: opt.GranularityName = "model",
+    settings: how.Set = None,
+    compression: how.Compression = None,
     epochs: opt.Epochs = None,
     max_samples: opt.MaxSamples = None,
     max_seconds: opt.MaxSeconds = None,
@@ -59,18 +62,27 @@ def compare(
       freewheel compare images --data fashion-mnist --target accuracy=0.88 --epochs 10 --evaluate-every 10000
 
       freewheel compare images --model mlp --batch-size 16 --workers 2 --seeds 5
+
+      freewheel compare images --methods synchronous,downpour,stale_synchronous --set bound=5
     """
     if seeds < 1:
         raise ConfigurationError(f"`seeds` must be >= 1, got {seeds}")
+    names = [name.strip() for name in methods.split(",") if name.strip()]
     recipe = opt.recipe(
         what,
         data=data,
         model=model,
-        optimization=Optimization(lr, momentum, schedule, granularity, batch_size),
+        optimization=Optimization(
+            lr,
+            momentum,
+            schedule,
+            granularity,
+            batch_size,
+            how.settings_of(settings, compression, tuple(names)),
+        ),
         budget=opt.budget_of(epochs, max_samples, max_seconds, target, evaluate_every),
         hardware=opt.hardware_of(engine, workers, intra_op_threads, precision),
     )
-    names = [name.strip() for name in methods.split(",") if name.strip()]
     contestants = {name: recipe.method(name) for name in names}
     if len(contestants) < len(names):
         raise ConfigurationError(f"`contestants` names a method twice: {methods}")

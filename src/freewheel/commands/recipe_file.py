@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from freewheel.commands.method_options import settings_of
 from freewheel.commands.options import RECIPES
 from freewheel.errors import DataError
 from freewheel.events import Event, Monitor, RunStarted
@@ -23,11 +24,15 @@ class Choice:
         what: name of the recipe.
         method: name of the method.
         settings: of the recipe.
+        set: what was given as ``--set``.
+        compression: what was given as ``--compression``.
     """
 
     what: str
     method: str
     settings: Settings
+    set: tuple[str, ...] = ()
+    compression: str | None = None
 
     def recipe(self) -> Recipe:
         """The recipe with these settings."""
@@ -39,7 +44,7 @@ def keeper(folder: Path, choice: Choice) -> Monitor:
 
     def keep(event: Event) -> None:
         if isinstance(event, RunStarted):
-            (folder / RECIPE).write_text(json.dumps(asdict(choice), indent=2) + "\n", encoding="utf-8")
+            (folder / RECIPE).write_text(json.dumps(_plain(choice), indent=2) + "\n", encoding="utf-8")
 
     return keep
 
@@ -58,17 +63,43 @@ def read(folder: Path) -> Choice:
         )
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-        return Choice(values["what"], values["method"], _settings(values["settings"]))
+        given, compression = tuple(values["set"]), values["compression"]
+        method = values["method"]
+        settings = _settings(values["settings"], settings_of(list(given), compression, (method,)))
+        return Choice(values["what"], method, settings, given, compression)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file} is damaged: {type(error).__name__}: {error}") from error
 
 
-def _settings(values: dict[str, Any]) -> Settings:
+def _plain(choice: Choice) -> dict[str, Any]:
+    """The choice as JSON has it; settings of the method as they were typed, since some are rules."""
+    settings = choice.settings
+    optimization = {
+        field.name: getattr(settings.optimization, field.name)
+        for field in fields(settings.optimization)
+        if field.name != "settings"
+    }
+    return {
+        "what": choice.what,
+        "method": choice.method,
+        "set": list(choice.set),
+        "compression": choice.compression,
+        "settings": {
+            "data": settings.data,
+            "model": settings.model,
+            "optimization": optimization,
+            "budget": asdict(settings.budget),
+            "hardware": asdict(settings.hardware),
+        },
+    }
+
+
+def _settings(values: dict[str, Any], of_method: dict[str, Any]) -> Settings:
     target = values["budget"].pop("target")
     return Settings(
         values["data"],
         values["model"],
-        Optimization(**values["optimization"]),
+        Optimization(**values["optimization"], settings=of_method),
         Budget(**values["budget"], target=None if target is None else (str(target[0]), float(target[1]))),
         Hardware(**values["hardware"]),
     )

@@ -122,9 +122,11 @@ OPTION_OF = {
             *("data", "method", "engine", "workers", "model", "batch_size", "lr", "momentum", "schedule"),
             *("granularity", "epochs", "max_seconds", "max_samples", "target", "evaluate_every", "seed"),
             *("intra_op_threads", "precision", "run_dir", "seeds", "record", "until"),
+            *("set", "compression", "slow", "die"),
+            *("corrupt", "lose", "spread", "slowdown", "stragglers", "step_time", "shards", "times_from"),
         )
     },
-    "contestants": "--methods",
+    **{"contestants": "--methods", "backup_workers": "--set backup_workers", "in_flight": "--in-flight"},
 }
 
 

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import torch
 import typer
 from rich.table import Table
 
 from freewheel import Result, fit
+from freewheel.commands import method_options as how
 from freewheel.commands import options as opt
 from freewheel.commands.recipe_file import Choice, keeper
 from freewheel.commands.shell import EXIT_INTERRUPTED, err, fresh_folder, out, reported
-from freewheel.methods import METHODS
 from freewheel.monitors import progress
 from freewheel.recipes.settings import Optimization, Recipe, Settings
 from freewheel.recording.log import HEADER
 from freewheel.report import wording
 from freewheel.rundir import REPORT, WEIGHTS
-
-MethodName = Annotated[
-    str,
-    typer.Option("--method", metavar="NAME", rich_help_panel="How", help=f"One of {', '.join(METHODS)}."),
-]
-Seed = Annotated[
-    int, typer.Option("--seed", metavar="N", rich_help_panel="How", help="Of weights and order of data.")
-]
 
 
 @reported
@@ -34,13 +25,15 @@ def train(
     what: opt.What,
     data: opt.Data = None,
     model: opt.Model = None,
-    method: MethodName = "hogwild",
+    method: how.MethodName = "hogwild",
     batch_size: opt.BatchSize = None,
     lr: opt.LearningRate = None,
     momentum: opt.Momentum = None,
     schedule: opt.ScheduleName = "annealed",
     granularity: opt.GranularityName = "model",
-    seed: Seed = 0,
+    settings: how.Set = None,
+    compression: how.Compression = None,
+    seed: how.Seed = 0,
     epochs: opt.Epochs = None,
     max_samples: opt.MaxSamples = None,
     max_seconds: opt.MaxSeconds = None,
@@ -66,11 +59,14 @@ def train(
 
       freewheel train images --model mlp --method synchronous --workers 4
 
+      freewheel train images --method downpour --set push_every=10 --compression top_k:0.01
+
       freewheel train text --max-seconds 60
 
       freewheel train images --model mlp --method downpour --record
     """
-    optimization = Optimization(lr, momentum, schedule, granularity, batch_size)
+    given = how.settings_of(settings, compression, (method,))
+    optimization = Optimization(lr, momentum, schedule, granularity, batch_size, given)
     budget = opt.budget_of(epochs, max_samples, max_seconds, target, evaluate_every)
     hardware = opt.hardware_of(engine, workers, intra_op_threads, precision)
     recipe = opt.recipe(
@@ -82,9 +78,9 @@ def train(
     torch.manual_seed(min(max(seed, 0), 2**32 - 1))  # a bad seed is refused by fit, with the remedy
     monitors = [progress(err())]
     if record:
-        monitors.append(
-            keeper(folder, Choice(what, method, Settings(data, model, optimization, budget, hardware)))
-        )
+        chosen_settings = Settings(data, model, optimization, budget, hardware)
+        choice = Choice(what, method, chosen_settings, tuple(settings or ()), compression)
+        monitors.append(keeper(folder, choice))
     result = fit(
         recipe.build(),
         recipe.data,

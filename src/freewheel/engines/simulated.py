@@ -40,6 +40,7 @@ from freewheel.simulation import (
     as_times,
     check_workers,
 )
+from freewheel.simulation.checks import at_least_zero
 from freewheel.sources import Lease
 from freewheel.tasks import StepReport
 from freewheel.update import Update
@@ -57,9 +58,11 @@ class Simulated:
         network: how fast messages travel.
         server: what a push and a pull cost a shard.
         faults: what goes wrong.
+        turnaround_s: seconds between a worker's push and its next pull, such as a thread spends that applies
+            its update itself and fetches a batch. What others push meanwhile makes nobody's gradient stale.
 
     Raises:
-        ConfigurationError: something that is no model.
+        ConfigurationError: something that is no model, or a turnaround below zero.
 
     Example:
         >>> import torch, freewheel
@@ -76,6 +79,7 @@ class Simulated:
     network: Network = field(default_factory=Network)
     server: ServerCost = field(default_factory=ServerCost)
     faults: Iterable[Fault] = ()
+    turnaround_s: float = 0.0
     name: str = "simulated"
 
     def __post_init__(self) -> None:
@@ -86,6 +90,7 @@ class Simulated:
                     f"`{name}` must be a freewheel.simulation.{kind.__name__}, got {getattr(self, name)!r}"
                 )
         object.__setattr__(self, "faults", FaultPlan(self.faults).faults)
+        at_least_zero("turnaround_s", self.turnaround_s, "0.001 is a millisecond")
 
     def run(self, job: Job, monitors: Sequence[Monitor] = ()) -> Result:
         """Trains; Ctrl-C ends the run and returns what was trained."""
@@ -121,6 +126,7 @@ class Simulated:
             "network": self.network.describe,
             "server": self.server.describe,
             "faults": FaultPlan(self.faults).describe,
+            **({"turnaround_s": self.turnaround_s} if self.turnaround_s else {}),
         }
 
 
@@ -159,6 +165,7 @@ class _Simulation:
         self.wire = Wire(agenda, self.server, settings.network, settings.server, self.faults, seed)
         self.fleet = Fleet(session)
         times = as_times(settings.times)
+        self.turnaround = settings.turnaround_s
         self.members = [self.fleet.member(number, times.sampler(seed, number)) for number in range(workers)]
         self.waiting: deque[Member] = deque()
         self.idle: list[Member] = []  # found no further lease
@@ -377,8 +384,13 @@ class _Simulation:
             self._go_on(member)
 
     def _go_on(self, member: Member) -> None:
-        if not member.dead:
+        if member.dead:
+            return
+        if not self.turnaround:
             self._begin(member)
+            return
+        member.busy_s += self.turnaround
+        self.agenda.at(self.agenda.now + self.turnaround, partial(self._begin, member))
 
     def _book(
         self, member: Member, number: int, lease: Lease, report: StepReport, receipt: Receipt | None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import nn
 
 from freewheel import data
 from freewheel.data import Images
 from freewheel.methods import DEFAULT_LR
+from freewheel.recipes.choice import method_maker
 from freewheel.recipes.models import cnn, cnn_rgb, mlp
 from freewheel.recipes.settings import (
     Defaults,
@@ -18,7 +20,6 @@ from freewheel.recipes.settings import (
     check_target,
     choose,
     common_arguments,
-    method_maker,
 )
 
 DATA: dict[str, Callable[[str], Images]] = {
@@ -26,10 +27,24 @@ DATA: dict[str, Callable[[str], Images]] = {
     "fashion-mnist": data.fashion_mnist,
     "cifar10": data.cifar10,
 }
+# Where methods depart from their own defaults, so that each learns with no further option. Accuracies: MLP,
+# two workers, one epoch of the embedded images; synchronous has 0.835 there.
+TUNED: dict[str, dict[str, Any]] = {
+    # Without momentum the workers' own SGD is ten times slower: 0.77, 0.77, 0.75; with it 0.83, 0.81, 0.83.
+    "local_sgd": {"momentum": 0.9},
+    "parallel_sgd": {"momentum": 0.9},
+    "elastic_averaging": {"momentum": 0.9},
+    # Momentum multiplies the delay that the rule compensates for (eight workers: 0.51); a larger rate does
+    # not (0.83).
+    "delay_compensated": {"lr": 0.05},
+    # Adagrad divides by the sum of all squares so far; on the workers' own SGD, 0.02 is too much for eight.
+    "downpour": {"lr": 0.01},
+    "diloco": {"lr": 1e-3, "steps": 20},  # Adam's rate; 50 steps leave an epoch six exchanges
+}
 DEFAULTS = {
     # Small minibatches: staleness costs less per update, and one is enough to keep a core busy.
-    "cnn": Defaults(batch_size=16, lr=DEFAULT_LR, epochs=3),
-    "mlp": Defaults(batch_size=16, lr=DEFAULT_LR, epochs=3),
+    "cnn": Defaults(batch_size=16, lr=DEFAULT_LR, epochs=3, methods=TUNED),
+    "mlp": Defaults(batch_size=16, lr=DEFAULT_LR, epochs=3, methods=TUNED),
 }
 METRICS = ("accuracy", "loss")
 
@@ -57,7 +72,7 @@ def images(settings: Settings) -> Recipe:
     defaults = DEFAULTS[model]
     arguments = common_arguments(settings, defaults)
     train = DATA[name]("train")
-    method = method_maker(settings.optimization, defaults.lr, arguments)
+    method = method_maker(settings.optimization, defaults.lr, arguments, defaults.methods)
     arguments |= {"loss": nn.CrossEntropyLoss(), "evaluate": DATA[name]("test")}
     return Recipe(_builder(model, train), train, arguments, method, f"{model} on {name}", train.note)
 

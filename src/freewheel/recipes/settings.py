@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from inspect import signature
-from typing import Any, Literal, NamedTuple, cast
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
-from freewheel import methods, schedules
 from freewheel.errors import ConfigurationError
 from freewheel.methods import Method
-from freewheel.schedules import Rate
 
 SCHEDULES = ("annealed", "constant", "cosine", "linear")
 
 
 class Defaults(NamedTuple):
-    """What a model trains with where the user chooses nothing."""
+    """What a model trains with where the user chooses nothing.
+
+    Attributes:
+        batch_size: examples in one worker's minibatch.
+        lr: learning rate.
+        epochs: passes over the data.
+        methods: method -> settings in which it departs from the method's own defaults.
+    """
 
     batch_size: int
     lr: float
     epochs: int
+    methods: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Optimization:
             "cosine" where the budget plans the samples, else "constant".
         granularity: "model" or "layer".
         batch_size: examples in one worker's minibatch; sequences for text.
+        settings: of methods: by "bound" for every method that has it, by "stale_synchronous.bound" for one.
     """
 
     lr: float | None = None
@@ -43,6 +50,7 @@ class Optimization:
     schedule: str = "annealed"
     granularity: str = "model"
     batch_size: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -147,56 +155,3 @@ def common_arguments(settings: Settings, defaults: Defaults) -> dict[str, Any]:
         "intra_op_threads": hardware.intra_op_threads,
         "precision": hardware.precision,
     }
-
-
-def method_maker(chosen: Optimization, lr: float, arguments: Mapping[str, Any]) -> Callable[[str], Method]:
-    """Name -> the method with these settings.
-
-    Args:
-        chosen: by the user.
-        lr: the model's default learning rate.
-        arguments: of ``fit``; they say whether the run has an end that a schedule can go by.
-
-    Raises:
-        ConfigurationError: a schedule without a known end, or an unknown schedule; later, a setting that the
-            method does not have.
-    """
-    has_end = arguments["epochs"] is not None or arguments["max_samples"] is not None
-    rate = schedule(chosen.schedule, lr if chosen.lr is None else chosen.lr, has_end)
-    wanted = {"lr": rate, "momentum": chosen.momentum, "granularity": chosen.granularity}
-    by_default = {
-        "lr": chosen.lr is None,
-        "momentum": chosen.momentum is None,
-        "granularity": chosen.granularity == "model",
-    }
-
-    def make(name: str) -> Method:
-        choose("method", name, tuple(methods.METHODS), "a recipe")
-        maker = cast(Mapping[str, Callable[..., Method]], methods.METHODS)[name]
-        taken = signature(maker).parameters
-        for setting in wanted:
-            if setting not in taken and not by_default[setting]:
-                raise ConfigurationError(
-                    f"`{setting}` is no setting of {name}, got {wanted[setting]!r}; leave it out"
-                )
-        given = {key: value for key, value in wanted.items() if key in taken and value is not None}
-        return maker(**given)
-
-    return make
-
-
-def schedule(name: str, lr: float, has_end: bool) -> float | Rate:
-    """The learning rate as a number, or as a schedule that ends when the planned samples do.
-
-    Raises:
-        ConfigurationError: an unknown name, or a budget of unknown length.
-    """
-    choose("schedule", name, SCHEDULES, "a recipe")
-    if name == "constant":
-        return lr
-    if not has_end and name != "annealed":
-        raise ConfigurationError(
-            f"`schedule` {name!r} needs a known end; give `epochs` or `max_samples`, or use 'constant'"
-        )
-    maker: Callable[[float], schedules.Schedule] = getattr(schedules, name)
-    return maker(lr)

@@ -1,0 +1,157 @@
+"""Whether a simulation with measured times predicts real runs: throughput, staleness, samples to a target.
+
+Targets, for one and two workers, Hogwild! and stale synchronous, MLP and CNN: throughput and mean staleness
+within 15 %, and overlapping intervals of samples to target over five seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks import harness, reporting
+from benchmarks.harness import Contestant, Values, measure
+from benchmarks.reporting import Check, Report, Table, number
+from benchmarks.stats import Interval, mean_interval, median_interval, spread
+
+WITHIN = 0.15
+MODELS = {"mlp": 0.8, "cnn": 0.8}  # with the accuracy of samples-to-target
+METHODS = ("hogwild", "stale_synchronous")
+METHOD = """
+Each round of a case is one fresh process: a warm-up, a real run on threads, a calibration of as many workers
+by `freewheel.calibrate`, a second real run, and then a simulation with the measured times
+(`calibration.engine(workers)`), which trains the same model on the same data. The ratio is the simulated
+samples per second over those of both real runs together; `real again` is the second real run over the first:
+what the machine itself differs by meanwhile, which no prediction can beat. Hogwild! is simulated with steps
+measured on the live weights, stale synchronous with steps measured on copies of them. Batch 16, learning rate
+0.01.
+
+Samples to target: examples until the accuracy, by a straight line between evaluations, for each of the seeds
+in a process of its own, real and simulated; the intervals are Student's of the mean.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> Report:
+    options = harness.arguments(__doc__, 5, argv)
+    environment = harness.environment()
+    reporting.warn_if_busy(environment)
+    quick = options.quick
+    shared = {
+        "seconds": 0.6 if quick else 3.0,
+        "warmup_seconds": 0.1 if quick else 1.0,
+        "simulated_samples": 1_000 if quick else 20_000,
+        "max_samples": 1_000 if quick else 20_000,
+        "evaluate_every": 500,
+        "batch_size": 16,
+        "data": harness.data_at_hand()["data"],
+    }
+    repeats = harness.repeats_of(options)
+    results = measure(_speeds(shared) + _targets(shared), repeats)
+    tables, checks = _agreement(results)
+    more_tables, more_checks = _reached(results)
+    settings = {**shared, "repeats": repeats}
+    title = "Simulated with measured times, against real"
+    report = Report(
+        "calibration",
+        title,
+        METHOD,
+        environment,
+        settings,
+        tables + more_tables,
+        checks + more_checks,
+        results,
+        quick,
+    )
+    return reporting.publish(report, harness.folder_of(options))
+
+
+def _case(model: str, method: str, workers: int) -> str:
+    return f"{model.upper()}, {method}, {workers} worker{'s' * (workers > 1)}"
+
+
+def _cases() -> list[tuple[str, str, int]]:
+    return [(model, method, workers) for model in MODELS for method in METHODS for workers in (1, 2)]
+
+
+def _speeds(shared: Values) -> list[Contestant]:
+    return [
+        Contestant(
+            _case(model, method, workers),
+            "agreement",
+            1,
+            {**shared, "model": model, "method": method, "workers": workers},
+        )
+        for model, method, workers in _cases()
+    ]
+
+
+def _targets(shared: Values) -> list[Contestant]:
+    made = []
+    for model, method, workers in _cases():
+        if workers == 1:
+            continue  # the same weights, bit for bit
+        own = {**shared, "model": model, "method": method, "workers": workers, "target": MODELS[model]}
+        for kind in ("real", "simulated"):
+            label = f"{_case(model, method, workers)}, {kind}"
+            settings = {**own, "simulated": kind == "simulated"}
+            made.append(Contestant(label, "samples_to_target", 1, settings))
+    return made
+
+
+def _agreement(results: dict[str, list[Values]]) -> tuple[list[Table], list[Check]]:
+    rows, checks = [], []
+    for case in (_case(*one) for one in _cases()):
+        runs = results[case]
+        ratios = [run["simulated"] / run["real"] for run in runs]
+        again = spread([run["real_again"] for run in runs])
+        real, simulated = (
+            spread([run[f"{kind}_staleness"] for run in runs]).median for kind in ("real", "simulated")
+        )
+        middle = spread(ratios).median
+        rows.append(
+            (
+                case,
+                number(middle),
+                _span(median_interval(ratios)),
+                f"{number(again.minimum)} to {number(again.maximum)}",
+                number(real),
+                number(simulated),
+            )
+        )
+        checks.append(_within(f"{case}: samples per second, simulated / real", middle))
+        if real:
+            checks.append(_within(f"{case}: mean staleness, simulated / real", simulated / real))
+    head = ("case", "simulated / real", "interval", "real again", "staleness, real", "staleness, simulated")
+    return [Table("Throughput and staleness", head, rows)], checks
+
+
+def _within(what: str, ratio: float) -> Check:
+    target = f"{1 - WITHIN:g} to {1 + WITHIN:g}"
+    return Check(what, target, number(ratio), abs(ratio - 1) <= WITHIN)
+
+
+def _reached(results: dict[str, list[Values]]) -> tuple[list[Table], list[Check]]:
+    rows, checks = [], []
+    for case in (_case(*one) for one in _cases() if one[2] > 1):
+        found = {}
+        for kind in ("real", "simulated"):
+            samples = [run["samples"] for run in results[f"{case}, {kind}"] if run["samples"] is not None]
+            if len(samples) >= 2:
+                found[kind] = mean_interval(samples)
+            shown = _span(found[kind]) if kind in found else "too few"
+            rows.append((f"{case}, {kind}", str(len(samples)), shown))
+        if len(found) == 2:
+            a, b = found["real"], found["simulated"]
+            overlap = a.low <= b.high and b.low <= a.high
+            words = f"{_span(a)} and {_span(b)}"
+            checks.append(Check(f"{case}: samples to target", "intervals overlap", words, overlap))
+    return [
+        Table("Samples to target", ("case", "seeds that reached it", "interval of the mean"), rows)
+    ], checks
+
+
+def _span(interval: Interval) -> str:
+    return f"{number(interval.low)} to {number(interval.high)}"
+
+
+if __name__ == "__main__":
+    main()

@@ -466,7 +466,8 @@ class _Simulation:
             return False
         self.server.readmit()
         for member, exchange in exchanges:
-            rest = exchange.flush(partial(self._pull_now, member))
+            # What a dead worker held back is lost with it.
+            rest = None if member.dead else exchange.flush(partial(self._pull_now, member))
             if rest is None:
                 self.server.retire(member.number)
                 continue

@@ -7,9 +7,10 @@ import itertools
 import pytest
 
 from freewheel.errors import ConfigurationError
-from freewheel.gates import NEVER_WAITED_FOR, Gate, barrier, bounded, free
+from freewheel.gates import NEVER_WAITED_FOR, Gate, barrier, bounded, free, warm_start
 
 GATES = [free(), barrier(), bounded(0), bounded(1), bounded(3)]
+WARM = [warm_start(steps, gate) for steps in (0, 1, 3) for gate in GATES]
 STATES = list(itertools.product((0, 1, 2, 5, NEVER_WAITED_FOR), repeat=3))
 
 
@@ -49,3 +50,42 @@ def test_nobody_waits_for_a_worker_that_has_retired(gate: Gate) -> None:
 def test_a_negative_bound_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"`bound` must be >= 0, got -1; use free\(\)"):
         bounded(-1)
+
+
+@pytest.mark.parametrize("gate", WARM, ids=lambda gate: gate.describe)
+def test_somebody_may_start_while_the_first_worker_is_active(gate: Gate) -> None:
+    """Before its steps are done the first one, if nobody is behind it; afterwards whoever the gate lets."""
+    for progress in STATES:
+        if progress[0] == min(progress):
+            assert gate.may_start(0, progress), progress
+
+
+def test_a_warm_start_is_of_the_first_worker_alone() -> None:
+    gate = warm_start(2, free())
+    for progress in STATES:
+        assert gate.may_start(0, progress)
+        for worker in (1, 2):
+            assert gate.may_start(worker, progress) == (progress[0] >= 2)
+
+
+def test_after_a_warm_start_the_gate_within_holds() -> None:
+    for inner in GATES:
+        for progress in STATES:
+            if progress[0] >= 3:
+                for worker in range(3):
+                    both = (gate.may_start(worker, progress) for gate in (warm_start(3, inner), inner))
+                    assert next(both) == next(both)
+
+
+def test_nobody_waits_for_the_first_worker_once_it_has_retired() -> None:
+    assert warm_start(100, free()).may_start(1, [NEVER_WAITED_FOR, 0, 0])
+
+
+def test_a_warm_start_says_what_it_is_and_has_engines_ask() -> None:
+    gate = warm_start(3, bounded(1))
+    assert (gate.describe, gate.open, gate.slowest) == ("warm_start(3) > bounded(1)", False, False)
+
+
+def test_a_negative_warm_start_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="`warm_start` must be >= 0 steps, got -1; 0 lets all begin"):
+        warm_start(-1, free())

@@ -61,8 +61,8 @@ class Link:
         send: hands an update to the server after a step, now or when this worker's turn comes.
         send_now: hands it over at once, before the step computes.
         outgoing: what the worker does to an update before it is sent.
-        in_flight: how many pushes may be under way while the next step computes: a worker's own update is
-            that many steps late for itself.
+        in_flight: for how many further steps a push is under way: a worker's own update is that many steps
+            late for itself.
     """
 
     def __init__(
@@ -83,7 +83,8 @@ class Link:
         self._outgoing = outgoing
         self._in_flight = in_flight
         self._sent = 0
-        self._waiting: deque[Update] = deque()
+        self._steps = 0  # computed
+        self._waiting: deque[tuple[int, Update]] = deque()  # pushes, and the step after which each is sent
 
     def begin(self) -> None:
         """What a step does before it computes."""
@@ -102,7 +103,14 @@ class Link:
     def deliver(self, update: Update) -> Receipt | None:
         """Takes the gradient of the step; None if it is kept on the worker."""
         pushed = self.exchange.offer(update)
-        return self._context.receipt if pushed is None else self._post(pushed)
+        step, self._steps = self._steps, self._steps + 1
+        if pushed is not None:
+            if self._in_flight and pushed.buffers is not None:
+                pushed.buffers = pushed.buffers.clone()  # the next step overwrites them
+            self._waiting.append((step + self._in_flight, self.prepared(pushed)))
+        if self._waiting and self._waiting[0][0] <= step:
+            return self._send(self._waiting.popleft()[1])
+        return self._context.receipt if pushed is None else KEPT
 
     def flush(self, final: bool) -> bool:
         """Pushes what is left when everybody stands still; whether there was anything.
@@ -114,20 +122,16 @@ class Link:
             return False
         rest = self.exchange.flush(self.pull)
         if rest is not None:
-            self._waiting.append(self.prepared(rest))
+            self._waiting.append((self._steps, self.prepared(rest)))
         found = bool(self._waiting)
         while self._waiting:
-            self._send_now(self._waiting.popleft())
+            self._send_now(self._waiting.popleft()[1])
         return found
 
     def prepared(self, update: Update) -> Update:
         """The update as it is sent; pushes are numbered by themselves, since not every step has one."""
         update.sequence, self._sent = self._sent, self._sent + 1
         return update if self._outgoing is None else self._outgoing.apply(update)
-
-    def _post(self, update: Update) -> Receipt | None:
-        self._waiting.append(self.prepared(update))
-        return self._send(self._waiting.popleft()) if len(self._waiting) > self._in_flight else KEPT
 
 
 def received(versions: tuple[int, ...], context: WorkerContext) -> None:

@@ -246,7 +246,7 @@ class Server:
         if status != "applied":
             self.finish(update, status)
             return Receipt(status, staleness)
-        slot.verdict = "applied"
+        self._release(slot)  # another update of this worker may come before the last shard has this one
         return None
 
     def apply(self, shard: Shard, update: Update) -> int:
@@ -267,23 +267,19 @@ class Server:
             if context.verdict == "applied":
                 shard.applied[update.worker] += 1
             else:
-                self._slots[update.worker].verdict = context.verdict
+                update.rejected = context.verdict
         update.gradients, update.pulled = whole, pulled
         return staleness
 
     def settled(self, update: Update) -> str:
         """The verdict over all shards, once each has applied an admitted update."""
-        slot = self._slots[update.worker]
-        verdict, slot.verdict = slot.verdict, "applied"
-        return verdict
+        return update.rejected or "applied"
 
     def finish(self, update: Update, status: str) -> None:
         """The last part of a push: books it."""
         slot = self._slots[update.worker]
         slot.counts[status] += 1
-        if slot.context.released:
-            slot.released += slot.context.released
-            slot.context.released = 0
+        self._release(slot)
         if status != "applied":
             return
         slot.samples += update.samples
@@ -358,6 +354,10 @@ class Server:
         if update.gradients:
             part = self._parts.get(update.entries) or self._part(update.entries)
             _conform(update.gradients, part)
+
+    def _release(self, slot: Slot) -> None:
+        slot.released += slot.context.released
+        slot.context.released = 0
 
     def _staleness(self, update: Update) -> int:
         return max([self._staleness_at(shard, update) for shard in self.shards])

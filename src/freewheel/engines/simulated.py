@@ -187,8 +187,8 @@ class _Simulation:
                 member.context.deliver = partial(self._collect, member)
                 session.states[member.number] = self.task.init(member.context)
             session.job.source.open(0, self.total)
-            for member in list(self.members):
-                for _ in range(1 + self.method.in_flight):
+            for _ in range(1 + self.method.in_flight):
+                for member in self.members:
                     self._begin(member)
             self._follow()
             self._end()
@@ -285,7 +285,8 @@ class _Simulation:
         if self.method.gate.open and not self.method.rounds:
             return True
         seen = self.progress[member.number]
-        self.progress[member.number] = max(seen, member.begun)  # its own steps count when they are begun
+        # Its own steps count when they are begun, less those that the server need not have seen.
+        self.progress[member.number] = max(seen, member.begun - self.method.in_flight)
         try:
             return self.session.may_start(member.number, self.progress)
         finally:
@@ -477,11 +478,14 @@ class _Simulation:
             return False
         self.server.readmit()
         for member, exchange in exchanges:
-            rest = exchange.flush(partial(self._pull_now, member))
+            # What a dead worker held back is lost with it.
+            rest = None if member.dead else exchange.flush(partial(self._pull_now, member))
             if rest is None:
                 self.server.retire(member.number)
                 continue
             found = True
+            if rest.buffers is not None:
+                rest.buffers = member.statistics  # the replica holds those of whoever computed last
             self.server.push(self._prepared(member, rest))
         return found
 

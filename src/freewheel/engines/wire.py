@@ -114,6 +114,8 @@ class Wire:
             booked(None)
             return
         if fate.noise and update.gradients:
+            # Autograd may hand over one element for many (an expanded tensor), which cannot be written to.
+            update.gradients = [None if g is None else g.clone() for g in update.gradients]
             self._faults.corrupt(update.gradients, worker, number, fate.noise)
         copies = [update] + [_copy(update) for _ in range(fate.copies - 1)]
         for copy in copies:

@@ -173,7 +173,8 @@ def stale_synchronous(
 
     Args:
         bound: steps of lead, >= 0. Between a worker's pull and its push, every other worker can push at most
-            ``2 * bound + 1`` updates, so staleness never passes (W - 1)(2 bound + 1).
+            ``2 * bound + 1`` updates, so staleness never passes (W - 1)(2 bound + 1); each push in flight
+            adds at most 2 W - 1 to that.
         lr: as in :func:`hogwild`.
         momentum: as in :func:`hogwild`.
         weight_decay: L2 penalty; None is 0.

@@ -48,7 +48,9 @@ def test_nobody_waits_for_a_worker_that_has_retired(gate: Gate) -> None:
 
 
 def test_a_negative_bound_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"`bound` must be >= 0, got -1; use free\(\)"):
+    with pytest.raises(
+        ConfigurationError, match=r"`bound` must be a whole number >= 0, got -1; use free\(\)"
+    ):
         bounded(-1)
 
 
@@ -87,5 +89,8 @@ def test_a_warm_start_says_what_it_is_and_has_engines_ask() -> None:
 
 
 def test_a_negative_warm_start_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="`warm_start` must be >= 0 steps, got -1; 0 lets all begin"):
+    with pytest.raises(
+        ConfigurationError,
+        match="`warm_start` must be a whole number of steps >= 0, got -1; 0 lets all begin",
+    ):
         warm_start(-1, free())

@@ -53,8 +53,10 @@ def bounded(bound: int) -> Gate:
         >>> bounded(2).may_start(0, [3, 1]), bounded(2).may_start(0, [4, 1])
         (True, False)
     """
-    if bound < 0:
-        raise ConfigurationError(f"`bound` must be >= 0, got {bound}; use free() for no limit")
+    if not isinstance(bound, int) or isinstance(bound, bool) or bound < 0:
+        raise ConfigurationError(
+            f"`bound` must be a whole number >= 0, got {bound!r}; use free() for no limit"
+        )
     return Gate(
         lambda worker, progress: progress[worker] - min(progress) <= bound, f"bounded({bound})", slowest=True
     )
@@ -85,8 +87,10 @@ def warm_start(steps: int, gate: Gate) -> Gate:
         >>> gate.may_start(0, [3, 0]), gate.may_start(1, [3, 0]), gate.may_start(1, [10, 0])
         (True, False, True)
     """
-    if steps < 0:
-        raise ConfigurationError(f"`warm_start` must be >= 0 steps, got {steps}; 0 lets all begin at once")
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
+        raise ConfigurationError(
+            f"`warm_start` must be a whole number of steps >= 0, got {steps!r}; 0 lets all begin at once"
+        )
 
     def may_start(worker: int, progress: Progress) -> bool:
         return (worker == 0 or progress[0] >= steps) and gate.may_start(worker, progress)

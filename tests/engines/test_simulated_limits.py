@@ -97,7 +97,7 @@ def test_what_is_no_model_is_refused_at_once(settings: dict[str, Any], message: 
     ("method", "faults"),
     [
         ("hogwild", [die(worker, 1) for worker in range(3)]),
-        ("synchronous", [die(1, 2)]),
+        ("synchronous", [die(worker, 2) for worker in range(3)]),
         ("downpour-warm_start", [die(worker, 0) for worker in range(3)]),
     ],
 )
@@ -105,6 +105,14 @@ def test_a_run_that_nobody_can_finish_says_so(method: str, faults: list[Fault]) 
     with pytest.raises(TrainingError, match=r"came to a stand at .* of 30 steps.*let some come back"):
         train(network(), ALL[method], freewheel.Simulated(0.1, faults=faults), workers=3)
     assert threading.active_count() == 1
+
+
+@pytest.mark.parametrize("method", ["stale_synchronous", "local_sgd", "synchronous"])
+def test_the_living_do_the_work_of_the_dead(method: str) -> None:
+    result = train(network(), ALL[method], freewheel.Simulated(0.1, faults=[die(1, 2)]), workers=3)
+    assert sum(worker.steps for worker in result.workers) == 30
+    assert result.workers[1].steps == 2
+    assert result.reason == "epochs"
 
 
 @pytest.mark.parametrize("method", ["stale_synchronous", "downpour-warm_start", "local_sgd", "synchronous"])

@@ -84,7 +84,8 @@ class Session:
         workers = job.setup.workers
         self.parameters = Parameters(job.module, job.setup.channels_last)
         self.server = self._server()
-        self.config = {**job.config, "rule": job.method.rule_for(workers).describe}
+        rule = job.method.rule_for(workers).describe
+        self.config = {**job.config, "rule": rule, "method_settings": dict(job.method.settings)}
         self.contexts: list[WorkerContext] = []
         self.links: list[Link] = []  # empty where workers read the live weights and push every step
         self.states: list[Any] = [None] * workers

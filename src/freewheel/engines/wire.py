@@ -124,17 +124,21 @@ class Wire:
     def _send(self, update: Update, delay_s: float, booked: Booked) -> None:
         shards, now = self._server.shards, self._agenda.now
         if self._instant and not delay_s:
-            for shard in shards:
-                size = self._size(update, shard)
-                self.links.sent[update.worker] += size
-                self.stations[shard.index].jobs += 1
-                self.stations[shard.index].bytes += size
+            self.count(update)
             booked(self._server.push(update))
             return
         delivery = _Delivery(self._server, update, booked)
         for shard in shards:
             arrival = self.links.send(update.worker, now, self._size(update, shard)) + delay_s
             self._agenda.at(arrival, partial(self._arrive, shard, update, delivery))
+
+    def count(self, update: Update) -> None:
+        """Counts the bytes of a push that takes no time."""
+        for shard in self._server.shards:
+            size = self._size(update, shard)
+            self.links.sent[update.worker] += size
+            self.stations[shard.index].jobs += 1
+            self.stations[shard.index].bytes += size
 
     def _arrive(self, shard: Shard, update: Update, delivery: _Delivery) -> None:
         size = self._size(update, shard)
@@ -208,8 +212,8 @@ class _Delivery:
 
 
 def _copy(update: Update) -> Update:
-    """The same message once more: rules work in place, so it needs memory of its own."""
-    again = Update([None if g is None else g.clone() for g in update.gradients])
+    """The same message once more. It shares its gradients: what is not new is dropped unread."""
+    again = Update(list(update.gradients))
     for name in update.__slots__:
         if name != "gradients":
             setattr(again, name, getattr(update, name))

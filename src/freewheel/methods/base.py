@@ -58,6 +58,11 @@ class Method:
                 f"`granularity`='layer' updates the live weights in the backward pass, but {self.name} keeps"
                 " gradients on the worker; use granularity='model'"
             )
+        if self.compression is not None and self.compression.exclusive:
+            raise ConfigurationError(
+                f"`compression` must hand on every update, but {self.compression.describe} keeps some back;"
+                " aggregate at the server: rule=chain(average(2), sgd(lr))"
+            )
         if self.exchange is None and (self.in_flight or self.compression is not None):
             name = "in_flight" if self.in_flight else "compression"
             raise ConfigurationError(

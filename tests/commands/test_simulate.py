@@ -152,3 +152,9 @@ def test_a_refusal_is_one_line_and_code_2(options: str, message: str) -> None:
     assert result.exit_code == 2, result.output
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert re.search(message, line), line
+
+
+def test_deaths_are_printed_as_they_are_written_and_not_as_pictures() -> None:
+    assert "3:250:5s" in run("simulate", "--help")
+    assert "3:100:5s, got ''" in run("simulate", "images", "--die", "3", code=2)
+    assert "runs/a:100:b" in simulated("--workers 2 --step-time 10ms --run-dir runs/a:100:b")

@@ -82,7 +82,7 @@ def simulate(
       freewheel simulate images --model mlp --workers 1000 --method downpour --step-time 10ms --spread 0.3
       --latency 5ms --bandwidth 1Gbit/s --shared-bandwidth 10Gbit/s --shards 8
 
-      freewheel simulate images --method synchronous --set backup_workers=1 --slow 4x:7 --die 3:100:5s
+      freewheel simulate images --method synchronous --set backup_workers=1 --slow 4x:7 --die 3:250:5s
     """
     number = _number(workers)
     given = [*(settings or ()), *([f"in_flight={in_flight}"] if in_flight is not None else ())]

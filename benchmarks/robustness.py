@@ -28,7 +28,7 @@ simulator, batch 16 a worker, learning rate annealed. Pairs of runs share first 
 times.
 
 Noise: a push is replaced, with probability 0.1, by noise in a random direction and of 100 times its norm.
-Rules that gather eight pushes (each a mean of eight, so rate 0.2 and momentum 0.9 apply to those) are
+Rules that gather eight pushes (each a mean of eight, so rate 0.05 and momentum 0.9 apply to those) are
 compared with the clean run of `average(8)`; `reject_outliers` acts on single pushes (rate 0.05, no momentum)
 and is compared with its clean twin. Compression: pushes as the receiver would decode them, rate 0.05 and no
 momentum; bytes are those of the pushes alone.
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
 
 
 def _contestants(base: Values) -> list[Contestant]:
-    gathered = {**base, "lr": 0.2, "momentum": 0.9}
+    gathered = {**base, "lr": 0.05, "momentum": 0.9}
     single = {**base, "lr": 0.05}
     settings = {
         CLEAN: {**gathered, "robust": "average(8)"},

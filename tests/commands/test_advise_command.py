@@ -55,3 +55,9 @@ def test_a_refusal_is_one_line_and_code_2(options: str, message: str) -> None:
     result = runner.invoke(app, ["advise", "images", "--model", "mlp", *options.split()])
     assert result.exit_code == 2, result.output
     assert message in result.stderr
+
+
+def test_a_number_of_workers_that_cannot_be_is_refused_by_its_own_name() -> None:
+    result = runner.invoke(app, ["advise", "images", "--workers", "-8"])
+    assert result.exit_code == 2
+    assert "--workers must be a whole number >= 1, or 'auto' for one per core, got -8" in result.output

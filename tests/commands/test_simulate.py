@@ -152,3 +152,23 @@ def test_a_refusal_is_one_line_and_code_2(options: str, message: str) -> None:
     assert result.exit_code == 2, result.output
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert re.search(message, line), line
+
+
+def test_deaths_are_printed_as_they_are_written_and_not_as_pictures() -> None:
+    assert "3:250:5s" in run("simulate", "--help")
+    assert "3:100:5s, got ''" in run("simulate", "images", "--die", "3", code=2)
+    assert "runs/a:100:b" in simulated("--workers 2 --step-time 10ms --run-dir runs/a:100:b")
+
+
+def test_it_says_so_when_workers_took_too_few_steps() -> None:
+    few = simulated("--workers 20 --step-time 10ms")
+    assert "Note: 2.0 steps for each worker say little of how well so many learn; give more --epochs" in few
+    assert "Note" not in simulated("--workers 4 --step-time 10ms")
+    assert "Note" not in simulated("--workers 1 --step-time 10ms")
+
+
+def test_it_says_so_when_the_loss_grew() -> None:
+    grown = simulated("--workers 8 --step-time 10ms --evaluate-every 64 --lr 1 --momentum 0.5")
+    assert re.search(
+        r"Note: the loss grew from \S+ to \S+, at a mean staleness of \S+; give a lower --lr", grown
+    )

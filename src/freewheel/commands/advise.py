@@ -11,6 +11,7 @@ from freewheel.commands import method_options as how
 from freewheel.commands import options as opt
 from freewheel.commands import simulation_options as sim
 from freewheel.commands.shell import err, fresh_folder, out, parse_workers, reported
+from freewheel.errors import ConfigurationError
 from freewheel.machine import cores
 from freewheel.methods import Method, synchronous
 from freewheel.park import Park, backup_of, park_of
@@ -83,6 +84,10 @@ def advise(
     """
     given = parse_workers(workers)
     number = cores() if given == "auto" else int(given)
+    if number < 1:
+        raise ConfigurationError(
+            f"`workers` must be a whole number >= 1, or 'auto' for one per core, got {number}"
+        )
     recipe = opt.recipe(
         what,
         data=data,

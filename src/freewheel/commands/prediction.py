@@ -10,6 +10,8 @@ from rich.table import Table
 from freewheel import Result
 from freewheel.report import Run, wording
 
+FEW_STEPS = 5
+
 
 def table(result: Result, title: str, took_s: float) -> Table:
     """The prediction in rows."""
@@ -72,3 +74,21 @@ def _spread(values: Sequence[float], words: Callable[[float], str]) -> str:
     """The median, and the range where they differ."""
     middle, low, high = words(median(values)), words(min(values)), words(max(values))
     return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def doubts(result: Result) -> list[str]:
+    """What makes a prediction of little worth: too few steps for so many workers, or a loss that grew."""
+    found, number = [], max(len(result.workers), 1)
+    steps = result.steps / number
+    if number > 1 and steps < FEW_STEPS:
+        found.append(
+            f"{steps:.1f} steps for each worker say little of how well so many learn; give more --epochs, or"
+            " fewer --workers"
+        )
+    losses = [one.metrics["loss"] for one in Run("run", result.events).evaluations if "loss" in one.metrics]
+    if len(losses) > 1 and not losses[-1] <= losses[0]:
+        found.append(
+            f"the loss grew from {wording.metric(losses[0])} to {wording.metric(losses[-1])}, at a mean"
+            f" staleness of {wording.rate(result.mean_staleness)}; give a lower --lr"
+        )
+    return found

@@ -26,12 +26,12 @@ R = TypeVar("R")
 
 def out() -> Console:
     """Standard output: results. Made anew each time, because tests and pipes replace ``sys.stdout``."""
-    return Console(highlight=False)
+    return Console(highlight=False, emoji=False)  # 3:100:5s is no smiley
 
 
 def err() -> Console:
     """Standard error: progress and errors."""
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, emoji=False)
 
 
 def reported(command: Callable[P, R]) -> Callable[P, R]:

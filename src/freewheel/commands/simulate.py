@@ -79,10 +79,10 @@ def simulate(
 
       freewheel simulate images --workers 8 --stragglers 1 --slowdown 4 --target accuracy=0.85
 
-      freewheel simulate images --model mlp --workers 1000 --method downpour --step-time 10ms --spread 0.3
-      --latency 5ms --bandwidth 1Gbit/s --shared-bandwidth 10Gbit/s --shards 8
+      freewheel simulate images --model mlp --workers 1000 --epochs 10 --lr 0.0003 --step-time 10ms
+      --spread 0.3 --latency 5ms --bandwidth 1Gbit/s --shared-bandwidth 10Gbit/s --shards 8
 
-      freewheel simulate images --method synchronous --set backup_workers=1 --slow 4x:7 --die 3:100:5s
+      freewheel simulate images --method synchronous --set backup_workers=1 --slow 4x:7 --die 3:250:5s
     """
     number = _number(workers)
     given = [*(settings or ()), *([f"in_flight={in_flight}"] if in_flight is not None else ())]
@@ -144,6 +144,8 @@ def conclude(result: Result, recipe: Recipe, folder: Path, took_s: float) -> Non
     """
     console = out()
     console.print(prediction.table(result, recipe.title, took_s))
+    for doubt in prediction.doubts(result):
+        console.print(f"Note: {doubt}", markup=False, soft_wrap=True)
     console.print()
     console.print(f"Report:  {folder / REPORT}", markup=False, soft_wrap=True)
     console.print(f"Weights: {folder / WEIGHTS}", markup=False, soft_wrap=True)

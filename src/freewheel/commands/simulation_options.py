@@ -80,7 +80,7 @@ InFlight = Annotated[
 ]
 Deaths = Annotated[
     list[str] | None,
-    _text("--die", "W:STEP[:BACK]", _FAULTS, "Worker W dies in a step: 3:100; 3:100:5s comes back."),
+    _text("--die", "W:STEP[:BACK]", _FAULTS, "Worker W dies in a step: 3:250; 3:250:5s comes back."),
 ]
 Lose = Annotated[
     float, typer.Option("--lose", metavar="SHARE", rich_help_panel=_FAULTS, help="Pushes that are lost.")

@@ -56,13 +56,13 @@ def tiles(run: Run) -> list[Tile]:
     others = [f"{name} {wording.metric(other)}" for name, other in run.metrics.items() if name != metric]
     rate = run.samples_per_second
     steps = done.steps / done.seconds if done.seconds > 0 and done.steps else math.nan
-    wall = f"{wording.duration(done.wall_seconds)} {'to simulate' if run.simulated else 'with evaluation'}"
+    measured = math.isfinite(done.wall_seconds) and not run.simulated  # a simulated run's clocks are virtual
     made = [
         Tile(f"Final {metric}", wording.metric(value), ", ".join(others[:2])),
         Tile(
             "Predicted time" if run.simulated else "Training time",
             wording.duration(done.seconds),
-            wall if math.isfinite(done.wall_seconds) else "",
+            f"{wording.duration(done.wall_seconds)} with evaluation" if measured else "",
         ),
         Tile(
             "Samples per second",

@@ -109,7 +109,7 @@ class Simulation:
         """Follows the agenda to the end of the run; Ctrl-C ends it cleanly."""
         session = self.session
         try:
-            session.announce()
+            session.record.announce()
             for member in self.members:
                 member.context.deliver = partial(self._collect, member)
                 session.states[member.number] = self.task.init(member.context)
@@ -124,7 +124,7 @@ class Simulation:
             with suppress(KeyboardInterrupt):
                 self._settle(final=True)
                 session.evaluate()
-                session.emit(self._traffic())
+                session.record.emit(self._traffic())
         except BaseException as error:
             session.fail(error)
             raise
@@ -146,8 +146,8 @@ class Simulation:
         if session.reason != "target":
             again = self._settle(final=True)
             session.evaluate(again=again)
-        session.drain()
-        session.emit(self._traffic())
+        session.record.drain()
+        session.record.emit(self._traffic())
 
     def _traffic(self) -> Traffic:
         wire = self.wire
@@ -331,7 +331,7 @@ class Simulation:
             self.progress[member.number] += 1
         self.booked += 1
         if self.booked % self.tick_every == 0:
-            session.tick(force=True)
+            session.record.tick(force=True)
         if self._is_due():
             self.evaluated_at = self.booked
             self._settle(final=False)

@@ -15,6 +15,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from freewheel.conform import conform
 from freewheel.params import Entry
 from freewheel.rules import Rule, RuleContext, Span
 from freewheel.update import WHOLE, Update
@@ -42,6 +43,9 @@ class Local:
     planned: int | None = None
     pace: Callable[[], float] = field(default=lambda: 1.0)
 
+    def __post_init__(self) -> None:
+        self._strides = [weight.stride() for weight in self.weights]
+
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the trainable entries."""
@@ -50,6 +54,10 @@ class Local:
     def views(self, flat: Tensor) -> list[Tensor]:
         """The trainable entries as views of another vector of the same layout."""
         return [entry.view(flat) for entry in self.entries]
+
+    def conform(self, update: Update) -> None:
+        """Gives a step's gradients memory of their own, laid out as the weights'."""
+        conform(update.gradients, self.weights, self._strides, self.names)
 
 
 class Descent:
@@ -143,6 +151,7 @@ class Accruing(Exchange):
 
     def __init__(self, local: Local, push_every: int, pull_every: int, rule: Rule | None) -> None:
         self.target = local.flat
+        self._local = local
         self._push_every, self._pull_every = push_every, pull_every
         # Weights that are pulled anew before every step need no steps of their own.
         self._descent = Descent(rule, local) if rule is not None and pull_every > 1 else None
@@ -159,6 +168,7 @@ class Accruing(Exchange):
         self._step += 1
         if update.rejected:
             return update
+        self._local.conform(update)
         if self._descent is None:
             self._accrue(update, update.gradients)
         else:
@@ -222,6 +232,7 @@ class Differing(Exchange):
         """Takes a step of its own; after the last one, where it came from minus where it is."""
         if update.rejected:
             return update
+        self._local.conform(update)
         self._last = update
         self._samples += update.samples
         self._done += 1
@@ -294,6 +305,7 @@ class Elastic(Exchange):
         if update.rejected:
             self._draw(self._local.weights)  # the centre has moved its share already
             return update
+        self._local.conform(update)
         self._samples += update.samples
         if self._momentum:
             self._accelerated(update)

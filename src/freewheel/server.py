@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from freewheel.conform import conform
 from freewheel.errors import ConfigurationError
 from freewheel.params import Parameters
 from freewheel.rounds import Round
@@ -353,7 +354,7 @@ class Server:
             slot.pushed += 1
         if update.gradients:
             part = self._parts.get(update.entries) or self._part(update.entries)
-            _conform(update.gradients, part)
+            conform(update.gradients, part.weights, part.strides, part.names)
 
     def _release(self, slot: Slot) -> None:
         slot.released += slot.context.released
@@ -490,41 +491,3 @@ def split(rule: Rule) -> tuple[Rule | None, Rule]:
             " shards; use shards=1"
         )
     return (chain(*parts[:first]) if first else None), chain(*parts[first:])
-
-
-def _conform(gradients: list[Tensor | None], part: Part) -> None:
-    """Gives every gradient memory of its own with the strides of its weight.
-
-    Fused kernels go over raw memory. Autograd may hand over the same tensor for two weights (their sum, the
-    two biases of an LSTM), which a rule that works in place would change twice.
-    """
-    strides = part.strides
-    if len(gradients) != len(strides):
-        raise ConfigurationError(f"`gradients` must be {len(strides)}, one an entry, got {len(gradients)}")
-    if _fits(gradients, strides):
-        return
-    seen: set[int] = set()
-    for i, gradient in enumerate(gradients):
-        if gradient is None:
-            continue
-        address = gradient.data_ptr()
-        if gradient.stride() != strides[i] or address in seen:
-            gradients[i] = _copied(gradient, part.weights[i], part.names[i])
-        seen.add(address)
-
-
-def _fits(gradients: list[Any], strides: list[tuple[int, ...]]) -> bool:
-    """Whether nothing need be copied, as nearly always; maps take half the time of a loop."""
-    try:
-        distinct = len(set(map(Tensor.data_ptr, gradients))) == len(gradients)
-        return distinct and list(map(Tensor.stride, gradients)) == strides
-    except TypeError:  # a weight without a gradient
-        return False
-
-
-def _copied(gradient: Tensor, weight: Tensor, name: str) -> Tensor:
-    if gradient.shape != weight.shape:
-        raise ConfigurationError(
-            f"the gradient of {name!r} must have its shape {tuple(weight.shape)}, got {tuple(gradient.shape)}"
-        )
-    return torch.empty_like(weight).copy_(gradient)

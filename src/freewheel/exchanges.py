@@ -213,7 +213,7 @@ class Differing(Exchange):
         self._steps, self._dynamic = steps, dynamic
         self._due = steps
         self._done = 0
-        self._samples = 0
+        self._samples = self._used = 0  # examples since the last push, and in all
         self._last: Update | None = None
         self._fresh = True
 
@@ -235,6 +235,7 @@ class Differing(Exchange):
         self._local.conform(update)
         self._last = update
         self._samples += update.samples
+        self._used += update.samples
         self._done += 1
         self._descent.apply(update)
         return self._emit(update) if self._due is not None and self._done >= self._due else None
@@ -246,7 +247,9 @@ class Differing(Exchange):
         if not self.settles:
             return self._emit(self._last)
         pull(self.target)
-        return self._difference(self._last)
+        result = self._difference(self._last)
+        result.weight = self._used  # by those since the last average alone, who took no step would not count
+        return result
 
     def _emit(self, update: Update) -> Update:
         difference = self._difference(update)

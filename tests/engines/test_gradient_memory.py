@@ -42,13 +42,15 @@ class Odd(nn.Module):
 def expanded(module: nn.Module, batch: Batch) -> Tensor:
     """Every gradient is one number, expanded."""
     found: Tensor = module()
-    return (found * batch[0].mean()).sum()
+    loss: Tensor = (found * batch[0].mean()).sum()
+    return loss
 
 
 def shared(module: nn.Module, batch: Batch) -> Tensor:
     """One tensor is the gradient of two weights, and the third gets it transposed."""
     found: Tensor = module()
-    return ((found - torch.arange(12.0).view(3, 4) * batch[0].mean()) ** 2).sum()
+    loss: Tensor = ((found - torch.arange(12.0).view(3, 4) * batch[0].mean()) ** 2).sum()
+    return loss
 
 
 def copied(weight: Tensor, gradient: Tensor) -> Tensor:

@@ -210,7 +210,7 @@ def parallel_sgd(
     References:
         Zinkevich, Weimer, Smola, Li 2010, "Parallelized stochastic gradient descent", algorithm 3
         (SimuParallelSGD). Departs from it in that workers take batches from one queue, and in that the
-        average is weighted by the examples that each has used since the last average was taken.
+        average is weighted by the examples that each has used.
 
     Example:
         >>> parallel_sgd(0.1).settings

@@ -96,9 +96,13 @@ class Round:
         enough = self.needed is not None and len(workers) >= self.needed
         return enough or self.active <= workers
 
+    def closed(self) -> list[Update]:
+        """The finished steps of this round, in the order of the workers."""
+        return [self._closed[worker] for worker in sorted(self._closed)]
+
     def close(self) -> list[Update]:
-        """Begins the next round; returns the finished steps in the order of the workers."""
-        closed = [self._closed[worker] for worker in sorted(self._closed)]
+        """Begins the next round; returns the finished steps of this one."""
+        closed = self.closed()
         self._closed = {}
         return closed
 

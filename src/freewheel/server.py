@@ -129,6 +129,7 @@ class Server:
         self._backup = backup
         self._round = Round(set(range(workers)), workers - backup if backup else None) if rounds else None
         self._round_verdict = "applied"
+        self._waited = 0  # examples of absorbed rounds that the round under way brings with it
         self._version = self._samples = 0
         self._whole = self._prepare(self._head if self._head is not None else tail)
         self._parts: dict[tuple[int, ...], Part] = {WHOLE: self._whole}
@@ -422,16 +423,17 @@ class Server:
         return context
 
     def _gather(self, update: Update, gathering: Round) -> Receipt:
-        if self._backup and update.version != self.version:
+        late = self._staleness(update) if self._backup else 0
+        if late:
             self.finish(update, update.rejected or "late")
-            return Receipt(update.rejected or "late", self.version - update.version)
+            return Receipt(update.rejected or "late", late)
         self._advance(gathering.add(update), gathering)
         return Receipt(update.rejected or "pending", 0)
 
     def _advance(self, means: list[Update], gathering: Round) -> None:
         """Applies what a round has completed, and books the round when it is over."""
         for mean in means:
-            verdict = self._apply_mean(mean)
+            verdict = self._apply_round(mean, gathering) if mean.last else self._apply_mean(mean)
             if verdict != "applied":
                 self._round_verdict = verdict
         if not gathering.is_over():
@@ -446,11 +448,28 @@ class Server:
             self._slots[update.worker].samples += update.samples
             self._samples += update.samples
         if applied:
-            self._slots[closed[0].worker].versions += 1
+            slot = self._slots[closed[0].worker]
+            slot.versions += 1
             self._version += 1
+            slot.samples += self._waited
+            self._samples += self._waited
+        self._waited = 0
         buffers = [update.buffers for update in applied if update.buffers is not None]
         if buffers:
             self.parameters.statistics.copy_(torch.stack(buffers).mean(0) if len(buffers) > 1 else buffers[0])
+
+    def _apply_round(self, mean: Update, gathering: Round) -> str:
+        """A whole round's mean: to rules it is one update of all its examples, in place of all its pushes."""
+        good = [update for update in gathering.closed() if not update.rejected]
+        others, total = len(good) - 1, sum(update.samples for update in good)
+        slot, own = self._slots[mean.worker], mean.samples
+        mean.samples, slot.context.released = total, others
+        verdict = self._apply_mean(mean)
+        if verdict != "absorbed":
+            slot.released += slot.context.released - others
+        self._waited = mean.samples - total  # of rounds that were absorbed before
+        mean.samples, slot.context.released = own, 0
+        return verdict
 
     def _apply_mean(self, mean: Update) -> str:
         slot = self._slots[mean.worker]

@@ -274,14 +274,25 @@ class Elastic(Exchange):
         alpha: moving rate, the share of the difference that is exchanged.
         period: steps between exchanges, tau.
         momentum: delta of EAMSGD; 0 is EASGD.
+        weight_decay: L2 penalty, added to the gradient where it is taken: a rule that moves the velocity
+            would take the velocity for the weights.
     """
 
-    def __init__(self, local: Local, descent: Rule, alpha: float, period: int, momentum: float) -> None:
+    def __init__(
+        self,
+        local: Local,
+        descent: Rule,
+        alpha: float,
+        period: int,
+        momentum: float,
+        weight_decay: float = 0.0,
+    ) -> None:
         self._local = local
         self._rule = descent
         self._context = RuleContext(local.names, local.weights, 0, local.planned, workers=local.workers)
         self._state = descent.init(Span(local.names, local.weights))
         self._alpha, self._period, self._momentum = alpha, period, momentum
+        self._weight_decay = weight_decay
         self.target = local.flat.clone()
         self._centre = local.views(self.target)
         self._velocity = [torch.zeros_like(weight) for weight in local.weights] if momentum else []
@@ -310,6 +321,8 @@ class Elastic(Exchange):
             return update
         self._local.conform(update)
         self._samples += update.samples
+        if self._weight_decay:
+            self._decay(update)
         if self._momentum:
             self._accelerated(update)
         else:
@@ -329,6 +342,13 @@ class Elastic(Exchange):
         if self._pull_back is not None:
             torch._foreach_sub_(position, self._pull_back)
             self._pull_back = None
+
+    def _decay(self, update: Update) -> None:
+        pairs = zip(update.gradients, self._local.weights, strict=True)
+        used = [(gradient, weight) for gradient, weight in pairs if gradient is not None]
+        if used:
+            gradients, weights = (list(column) for column in zip(*used, strict=True))
+            torch._foreach_add_(gradients, weights, alpha=self._weight_decay)
 
     def _accelerated(self, update: Update) -> None:
         """Algorithm 2: v <- delta v - lr g(x + delta v), x <- x - alpha (x - centre) + v."""

@@ -36,10 +36,11 @@ def main(argv: Sequence[str] | None = None) -> Report:
     reporting.warn_if_busy(environment)
     quick = options.quick
     shared = {
-        "seconds": 0.6 if quick else 3.0,
+        "seconds": 0.6 if quick else 2.0,
         "warmup_seconds": 0.1 if quick else 1.0,
-        "simulated_samples": 1_000 if quick else 20_000,
-        "max_samples": 1_000 if quick else 20_000,
+        "simulated_samples": 1_000 if quick else 10_000,
+        "max_samples": 1_000 if quick else 12_000,
+        "test_limit": 500 if quick else 2_000,
         "evaluate_every": 500,
         "batch_size": 16,
         "data": harness.data_at_hand()["data"],

@@ -41,7 +41,8 @@ def agreement(settings: Settings) -> Values:
 
 def samples_to_target(settings: Settings) -> Values:
     """Examples until an accuracy, on threads or simulated with measured times."""
-    data, test = (workloads.tensors(settings["data"], split) for split in ("train", "test"))
+    data = workloads.tensors(settings["data"], "train")
+    test = workloads.tensors(settings["data"], "test", settings["test_limit"])
     engine: Any = "threads"
     if settings["simulated"]:
         engine = calibrated(settings, data, settings["seconds"]).engine(settings["workers"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from freewheel.exchanges import Accruing, Differing, Elastic, Exchange, Fresh, Local, add
 from freewheel.params import Parameters
 from freewheel.rules import sgd
+from freewheel.server import Server
 from freewheel.update import Update
 
 
@@ -31,6 +33,10 @@ def step(exchange: Exchange, scale: float = 1.0, **fields: Any) -> Update | None
 
 def values(tensors: list[Tensor | None] | list[Tensor]) -> list[float]:
     return [value for tensor in tensors if tensor is not None for value in tensor.flatten().tolist()]
+
+
+def pull_from(parameters: Parameters, target: Tensor) -> None:
+    target.copy_(parameters.flat)
 
 
 def no_pull(target: Tensor) -> None:
@@ -216,3 +222,27 @@ def test_sums_count_a_missing_gradient_as_zero() -> None:
     total: list[Tensor | None] = [torch.ones(2), None, None]
     add(total, [torch.full((2,), 3.0), torch.ones(1), None])
     assert [None if t is None else t.tolist() for t in total] == [[4.0, 4.0], [1.0], None]
+
+
+def test_who_took_no_step_since_the_last_average_still_counts_in_the_next() -> None:
+    module = nn.Linear(2, 1, bias=False)
+    parameters = Parameters(module)
+    parameters.flat.zero_()
+    server = Server(parameters, sgd(1.0), 2, rounds=True)
+    entries = parameters.layout.trainable
+    flats = [parameters.flat.clone() for _ in range(2)]
+    locals_ = [Local(flat, entries, [entry.view(flat) for entry in entries]) for flat in flats]
+    workers = [Differing(local, sgd(1.0), None) for local in locals_]
+    found = []
+    for turn, steps in enumerate([{0: -3.0, 1: -1.0}, {1: -8.0}, {}]):
+        for worker, gradient in steps.items():
+            assert workers[worker].offer(Update([torch.full((1, 2), gradient)], samples=4)) is None
+        for worker, exchange in enumerate(workers):
+            update = exchange.flush(partial(pull_from, parameters))
+            assert update is not None
+            update.worker, update.sequence = worker, turn
+            server.push(update)
+        found.append(parameters.flat[0].item())
+    # worker 0 is at 3 after 4 examples; worker 1 at 1 after 4, and at 9 after 8
+    assert found == pytest.approx([2.0, 7.0, 7.0])
+    assert server.samples == 12

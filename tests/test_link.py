@@ -145,14 +145,23 @@ def test_what_is_sent_is_compressed_with_a_state_of_its_own() -> None:
 
 
 def test_what_compression_draws_depends_on_the_seed_and_the_worker_alone() -> None:
-    local = Line().local
+    parameters = Parameters(nn.Linear(64, 64))
+    local = Local(parameters.flat, parameters.layout.trainable, parameters.trainable_views())
 
     def draw(seed: int, worker: int) -> list[float]:
         local.worker = worker
         torch.manual_seed(seed + worker)  # of which it takes nothing
-        given: list[Tensor | None] = [torch.linspace(0.0, 1.0, 64), torch.linspace(0.0, 2.0, 64)]
+        given: list[Tensor | None] = [
+            torch.linspace(0.0, 1.0, 4096).view(64, 64),
+            torch.linspace(0.0, 2.0, 64),
+        ]
         sent = Outgoing(eight_bit(64), local, seed).apply(Update(given))
-        return [value for gradient in sent.gradients if gradient is not None for value in gradient.tolist()]
+        return [
+            value
+            for gradient in sent.gradients
+            if gradient is not None
+            for value in gradient.flatten().tolist()
+        ]
 
     reference = draw(3, 1)
     assert draw(3, 1) == reference

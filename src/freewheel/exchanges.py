@@ -15,6 +15,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from freewheel.conform import conform
 from freewheel.params import Entry
 from freewheel.rules import Rule, RuleContext, Span
 from freewheel.update import WHOLE, Update
@@ -42,6 +43,9 @@ class Local:
     planned: int | None = None
     pace: Callable[[], float] = field(default=lambda: 1.0)
 
+    def __post_init__(self) -> None:
+        self._strides = [weight.stride() for weight in self.weights]
+
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the trainable entries."""
@@ -50,6 +54,10 @@ class Local:
     def views(self, flat: Tensor) -> list[Tensor]:
         """The trainable entries as views of another vector of the same layout."""
         return [entry.view(flat) for entry in self.entries]
+
+    def conform(self, update: Update) -> None:
+        """Gives a step's gradients memory of their own, laid out as the weights'."""
+        conform(update.gradients, self.weights, self._strides, self.names)
 
 
 class Descent:
@@ -143,6 +151,7 @@ class Accruing(Exchange):
 
     def __init__(self, local: Local, push_every: int, pull_every: int, rule: Rule | None) -> None:
         self.target = local.flat
+        self._local = local
         self._push_every, self._pull_every = push_every, pull_every
         # Weights that are pulled anew before every step need no steps of their own.
         self._descent = Descent(rule, local) if rule is not None and pull_every > 1 else None
@@ -159,6 +168,7 @@ class Accruing(Exchange):
         self._step += 1
         if update.rejected:
             return update
+        self._local.conform(update)
         if self._descent is None:
             self._accrue(update, update.gradients)
         else:
@@ -203,7 +213,7 @@ class Differing(Exchange):
         self._steps, self._dynamic = steps, dynamic
         self._due = steps
         self._done = 0
-        self._samples = 0
+        self._samples = self._used = 0  # examples since the last push, and in all
         self._last: Update | None = None
         self._fresh = True
 
@@ -222,8 +232,10 @@ class Differing(Exchange):
         """Takes a step of its own; after the last one, where it came from minus where it is."""
         if update.rejected:
             return update
+        self._local.conform(update)
         self._last = update
         self._samples += update.samples
+        self._used += update.samples
         self._done += 1
         self._descent.apply(update)
         return self._emit(update) if self._due is not None and self._done >= self._due else None
@@ -235,7 +247,9 @@ class Differing(Exchange):
         if not self.settles:
             return self._emit(self._last)
         pull(self.target)
-        return self._difference(self._last)
+        result = self._difference(self._last)
+        result.weight = self._used  # by those since the last average alone, who took no step would not count
+        return result
 
     def _emit(self, update: Update) -> Update:
         difference = self._difference(update)
@@ -260,14 +274,25 @@ class Elastic(Exchange):
         alpha: moving rate, the share of the difference that is exchanged.
         period: steps between exchanges, tau.
         momentum: delta of EAMSGD; 0 is EASGD.
+        weight_decay: L2 penalty, added to the gradient where it is taken: a rule that moves the velocity
+            would take the velocity for the weights.
     """
 
-    def __init__(self, local: Local, descent: Rule, alpha: float, period: int, momentum: float) -> None:
+    def __init__(
+        self,
+        local: Local,
+        descent: Rule,
+        alpha: float,
+        period: int,
+        momentum: float,
+        weight_decay: float = 0.0,
+    ) -> None:
         self._local = local
         self._rule = descent
         self._context = RuleContext(local.names, local.weights, 0, local.planned, workers=local.workers)
         self._state = descent.init(Span(local.names, local.weights))
         self._alpha, self._period, self._momentum = alpha, period, momentum
+        self._weight_decay = weight_decay
         self.target = local.flat.clone()
         self._centre = local.views(self.target)
         self._velocity = [torch.zeros_like(weight) for weight in local.weights] if momentum else []
@@ -294,7 +319,10 @@ class Elastic(Exchange):
         if update.rejected:
             self._draw(self._local.weights)  # the centre has moved its share already
             return update
+        self._local.conform(update)
         self._samples += update.samples
+        if self._weight_decay:
+            self._decay(update)
         if self._momentum:
             self._accelerated(update)
         else:
@@ -314,6 +342,13 @@ class Elastic(Exchange):
         if self._pull_back is not None:
             torch._foreach_sub_(position, self._pull_back)
             self._pull_back = None
+
+    def _decay(self, update: Update) -> None:
+        pairs = zip(update.gradients, self._local.weights, strict=True)
+        used = [(gradient, weight) for gradient, weight in pairs if gradient is not None]
+        if used:
+            gradients, weights = (list(column) for column in zip(*used, strict=True))
+            torch._foreach_add_(gradients, weights, alpha=self._weight_decay)
 
     def _accelerated(self, update: Update) -> None:
         """Algorithm 2: v <- delta v - lr g(x + delta v), x <- x - alpha (x - centre) + v."""

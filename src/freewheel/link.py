@@ -34,6 +34,7 @@ class Outgoing:
 
     def __init__(self, rule: Rule, local: Local, seed: int) -> None:
         self._apply = rule.apply
+        self._local = local
         self._state = rule.init(Span(local.names, local.weights))
         generator = torch.Generator().manual_seed((seed << 20) + local.worker)
         self._context = RuleContext(
@@ -45,6 +46,7 @@ class Outgoing:
         if update.rejected or not update.gradients:
             return update
         self._context.verdict = "applied"
+        self._local.conform(update)
         if self._apply(update, self._state, self._context) is None:
             update.gradients, update.rejected = [], self._context.verdict
         return update

@@ -12,22 +12,22 @@ from freewheel.update import Update
 
 
 def weighted_mean(updates: list[Update], total: int) -> Update:
-    r"""The mean of gradients weighted by samples: :math:`\sum_i (n_i / n) g_i`, in the order given.
+    r"""The mean of gradients weighted by shares: :math:`\sum_i (n_i / n) g_i`, in the order given.
 
     The first update's gradients are overwritten with the result. A gradient that is None counts as zero,
     unless it is None in all of them.
 
     Args:
         updates: at least one, over the same entries.
-        total: :math:`n`, the samples of the whole round.
+        total: :math:`n`, the shares of the whole round: samples, unless an update says otherwise.
     """
     mean = updates[0]
-    if mean.samples == total:
+    if mean.share == total:
         return mean  # nobody else has a share
     result: list[Tensor | None] = list(mean.gradients)
-    _scale([g for g in result if g is not None], mean.samples / total)
+    _scale([g for g in result if g is not None], mean.share / total)
     for update in updates[1:]:
-        _add_share(result, update.gradients, update.samples / total)
+        _add_share(result, update.gradients, update.share / total)
     mean.gradients = result
     return mean
 
@@ -96,9 +96,13 @@ class Round:
         enough = self.needed is not None and len(workers) >= self.needed
         return enough or self.active <= workers
 
+    def closed(self) -> list[Update]:
+        """The finished steps of this round, in the order of the workers."""
+        return [self._closed[worker] for worker in sorted(self._closed)]
+
     def close(self) -> list[Update]:
-        """Begins the next round; returns the finished steps in the order of the workers."""
-        closed = [self._closed[worker] for worker in sorted(self._closed)]
+        """Begins the next round; returns the finished steps of this one."""
+        closed = self.closed()
         self._closed = {}
         return closed
 
@@ -108,7 +112,7 @@ class Round:
             pieces = self._pieces[entries]
             if self._suffice(pieces.keys() | self._closed.keys()):
                 everybody = {**self._closed, **pieces}
-                total = sum(update.samples for update in everybody.values() if not update.rejected)
+                total = sum(update.share for update in everybody.values() if not update.rejected)
                 ready.append(weighted_mean([pieces[worker] for worker in sorted(pieces)], total))
                 del self._pieces[entries]
         return ready

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from freewheel.conform import conform
 from freewheel.errors import ConfigurationError
 from freewheel.params import Parameters
 from freewheel.rounds import Round
@@ -128,6 +129,7 @@ class Server:
         self._backup = backup
         self._round = Round(set(range(workers)), workers - backup if backup else None) if rounds else None
         self._round_verdict = "applied"
+        self._waited = 0  # examples of absorbed rounds that the round under way brings with it
         self._version = self._samples = 0
         self._whole = self._prepare(self._head if self._head is not None else tail)
         self._parts: dict[tuple[int, ...], Part] = {WHOLE: self._whole}
@@ -353,7 +355,7 @@ class Server:
             slot.pushed += 1
         if update.gradients:
             part = self._parts.get(update.entries) or self._part(update.entries)
-            _conform(update.gradients, part)
+            conform(update.gradients, part.weights, part.strides, part.names)
 
     def _release(self, slot: Slot) -> None:
         slot.released += slot.context.released
@@ -421,16 +423,17 @@ class Server:
         return context
 
     def _gather(self, update: Update, gathering: Round) -> Receipt:
-        if self._backup and update.version != self.version:
+        late = self._staleness(update) if self._backup else 0
+        if late:
             self.finish(update, update.rejected or "late")
-            return Receipt(update.rejected or "late", self.version - update.version)
+            return Receipt(update.rejected or "late", late)
         self._advance(gathering.add(update), gathering)
         return Receipt(update.rejected or "pending", 0)
 
     def _advance(self, means: list[Update], gathering: Round) -> None:
         """Applies what a round has completed, and books the round when it is over."""
         for mean in means:
-            verdict = self._apply_mean(mean)
+            verdict = self._apply_round(mean, gathering) if mean.last else self._apply_mean(mean)
             if verdict != "applied":
                 self._round_verdict = verdict
         if not gathering.is_over():
@@ -445,11 +448,28 @@ class Server:
             self._slots[update.worker].samples += update.samples
             self._samples += update.samples
         if applied:
-            self._slots[closed[0].worker].versions += 1
+            slot = self._slots[closed[0].worker]
+            slot.versions += 1
             self._version += 1
+            slot.samples += self._waited
+            self._samples += self._waited
+        self._waited = 0
         buffers = [update.buffers for update in applied if update.buffers is not None]
         if buffers:
             self.parameters.statistics.copy_(torch.stack(buffers).mean(0) if len(buffers) > 1 else buffers[0])
+
+    def _apply_round(self, mean: Update, gathering: Round) -> str:
+        """A whole round's mean: to rules it is one update of all its examples, in place of all its pushes."""
+        good = [update for update in gathering.closed() if not update.rejected]
+        others, total = len(good) - 1, sum(update.samples for update in good)
+        slot, own = self._slots[mean.worker], mean.samples
+        mean.samples, slot.context.released = total, others
+        verdict = self._apply_mean(mean)
+        if verdict != "absorbed":
+            slot.released += slot.context.released - others
+        self._waited = mean.samples - total  # of rounds that were absorbed before
+        mean.samples, slot.context.released = own, 0
+        return verdict
 
     def _apply_mean(self, mean: Update) -> str:
         slot = self._slots[mean.worker]
@@ -490,41 +510,3 @@ def split(rule: Rule) -> tuple[Rule | None, Rule]:
             " shards; use shards=1"
         )
     return (chain(*parts[:first]) if first else None), chain(*parts[first:])
-
-
-def _conform(gradients: list[Tensor | None], part: Part) -> None:
-    """Gives every gradient memory of its own with the strides of its weight.
-
-    Fused kernels go over raw memory. Autograd may hand over the same tensor for two weights (their sum, the
-    two biases of an LSTM), which a rule that works in place would change twice.
-    """
-    strides = part.strides
-    if len(gradients) != len(strides):
-        raise ConfigurationError(f"`gradients` must be {len(strides)}, one an entry, got {len(gradients)}")
-    if _fits(gradients, strides):
-        return
-    seen: set[int] = set()
-    for i, gradient in enumerate(gradients):
-        if gradient is None:
-            continue
-        address = gradient.data_ptr()
-        if gradient.stride() != strides[i] or address in seen:
-            gradients[i] = _copied(gradient, part.weights[i], part.names[i])
-        seen.add(address)
-
-
-def _fits(gradients: list[Any], strides: list[tuple[int, ...]]) -> bool:
-    """Whether nothing need be copied, as nearly always; maps take half the time of a loop."""
-    try:
-        distinct = len(set(map(Tensor.data_ptr, gradients))) == len(gradients)
-        return distinct and list(map(Tensor.stride, gradients)) == strides
-    except TypeError:  # a weight without a gradient
-        return False
-
-
-def _copied(gradient: Tensor, weight: Tensor, name: str) -> Tensor:
-    if gradient.shape != weight.shape:
-        raise ConfigurationError(
-            f"the gradient of {name!r} must have its shape {tuple(weight.shape)}, got {tuple(gradient.shape)}"
-        )
-    return torch.empty_like(weight).copy_(gradient)

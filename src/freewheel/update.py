@@ -37,6 +37,7 @@ class Update:
         versions: of every shard, where there are several; else empty, and ``version`` tells.
         pulled: the weights that the gradients were computed at, aligned with them, read only; None where
             no rule needs them.
+        weight: what it counts in the mean of a round; None: its samples.
         wire_bytes: what the gradients take on a network after compression; None: four bytes an element.
     """
 
@@ -52,4 +53,10 @@ class Update:
     buffers: Tensor | None = field(default=None, repr=False)
     versions: tuple[int, ...] = ()
     pulled: list[Tensor] | None = field(default=None, repr=False)
+    weight: int | None = None
     wire_bytes: int | None = None
+
+    @property
+    def share(self) -> int:
+        """What it counts in the mean of a round."""
+        return self.samples if self.weight is None else self.weight

@@ -30,7 +30,11 @@ from freewheel.rules import average, chain, clip, delay_compensate, half, sgd, t
 Case = tuple[Callable[..., Method], dict[str, Any], str]
 
 OUT_OF_RANGE: list[Case] = [
-    (stale_synchronous, {"bound": -1}, r"`bound` must be >= 0, got -1; use free\(\) for no limit"),
+    (
+        stale_synchronous,
+        {"bound": -1},
+        r"`bound` must be a whole number >= 0, got -1; use free\(\) for no limit",
+    ),
     (stale_synchronous, {"in_flight": -1}, "`in_flight` must be a whole number >= 0, got -1; 0 waits"),
     (stale_synchronous, {"in_flight": 1.5}, "`in_flight` .*got 1.5"),
     (downpour, {"push_every": 0}, "`push_every` must be a whole number >= 1, got 0; 1 pushes every gradient"),

@@ -79,7 +79,7 @@ def test_a_setting_that_one_of_several_methods_has_is_taken() -> None:
     [
         ("diloco", {"momentum": 0.5}, "`momentum` is no setting of diloco, got 0.5; .* use hogwild"),
         ("local_sgd", {"granularity": "layer"}, "`granularity` is no setting of local_sgd, got 'layer'"),
-        ("stale_synchronous", {"settings": {"bound": -1}}, "`bound` must be >= 0, got -1"),
+        ("stale_synchronous", {"settings": {"bound": -1}}, "`bound` must be a whole number >= 0, got -1"),
     ],
 )
 def test_what_the_method_does_not_take_is_refused(name: str, chosen: dict[str, Any], message: str) -> None:

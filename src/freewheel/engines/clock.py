@@ -1,9 +1,12 @@
-"""The training clock."""
+"""The training clock: measured, or that of a simulation."""
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Protocol
+
+from freewheel.simulation import Agenda
 
 
 class Timekeeper(Protocol):
@@ -52,3 +55,29 @@ class Clock:
     def cpu_seconds(self) -> float:
         """Processor time of this process while the clock ran."""
         return self._cpu if self._began is None else self._cpu + time.process_time() - self._cpu_began
+
+
+class VirtualClock:
+    """The clock of an agenda, as a session reads it."""
+
+    def __init__(self, agenda: Agenda) -> None:
+        self._agenda = agenda
+        self._ended_at = math.inf
+
+    def end(self, seconds: float) -> None:
+        """The run was over then, whatever else is on the agenda: a dead worker's return, a late copy."""
+        self._ended_at = seconds
+
+    def start(self) -> None:
+        """Nothing: an agenda's clock moves only with its events."""
+
+    def stop(self) -> None:
+        """Nothing."""
+
+    def seconds(self) -> float:
+        """The time of the event under way, or of the end of the run."""
+        return min(self._agenda.now, self._ended_at)
+
+    def cpu_seconds(self) -> float:
+        """Nothing is spent."""
+        return 0.0

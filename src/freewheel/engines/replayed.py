@@ -75,7 +75,7 @@ class Replayer:
         session, job = self.session, self.session.job
         try:
             with intra_op(job.setup.intra_op_threads), seeded(job):
-                session.announce()
+                session.record.announce()
                 for context in session.contexts:
                     session.states[context.worker] = job.task.init(context)
                 session.clock.start()
@@ -128,7 +128,7 @@ class Replayer:
             worker.computing = (lease, report)  # its push follows
         else:
             session.end_step(context, lease, report, context.receipt)
-        session.tick()
+        session.record.tick()
 
     def _compute(self, worker: int, lease: Lease) -> StepReport:
         session = self.session
@@ -169,7 +169,7 @@ class Replayer:
         self._settling = False
 
     def _evaluate(self, operation: Operation) -> None:
-        self.session.tick(force=True)
+        self.session.record.tick(force=True)
 
     # --- what workers do ---
 

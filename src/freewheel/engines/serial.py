@@ -66,7 +66,7 @@ class _Loop:
     def run(self) -> None:
         session = self.session
         try:
-            session.announce()
+            session.record.announce()
             for context in session.contexts:
                 session.states[context.worker] = session.job.task.init(context)
             for segment in session.segments():
@@ -111,7 +111,7 @@ class _Loop:
                 return
             self._deliver(in_flight.popleft(), progress, waiting)
             session.out_of_time()
-            session.tick()
+            session.record.tick()
 
     def _begin(self, worker: int, segment: Segment, step: int) -> Lease | None:
         with self._failing(worker):

@@ -1,44 +1,29 @@
-"""What every engine shares: the workers' contexts, the clock, the schedule of evaluations, the record.
+"""What every engine shares: the workers' contexts, the plan, the schedule of evaluations.
 
-An engine decides where and when steps run. Everything else about a run is here, so that engines agree.
+An engine decides where and when steps run. Everything else about a run is here or in its record
+(``record.py``), so that engines agree.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
 from freewheel.engines import plan
-from freewheel.engines.base import measured, quiet
-from freewheel.engines.clock import Clock, Timekeeper
-from freewheel.engines.plan import Done, Segment
+from freewheel.engines.base import measured
+from freewheel.engines.clock import Timekeeper
+from freewheel.engines.plan import Segment
+from freewheel.engines.record import Record
 from freewheel.errors import TrainingError, WorkerError
-from freewheel.events import (
-    NOT_PUSHED,
-    Dropped,
-    Evaluated,
-    Evaluating,
-    Event,
-    Monitor,
-    RunFinished,
-    RunStarted,
-    Steps,
-    Tick,
-    WorkerFailed,
-    emit,
-)
+from freewheel.events import NOT_PUSHED, Evaluating, Monitor, RunFinished, WorkerFailed
 from freewheel.exchanges import Exchange, Local
-from freewheel.job import Job, Result, Worker
+from freewheel.job import Job, Result
 from freewheel.link import Link, Outgoing, Pull, Send
 from freewheel.machine import keep_large_blocks
 from freewheel.params import Parameters
@@ -46,22 +31,7 @@ from freewheel.server import Receipt, Server
 from freewheel.sources import Lease
 from freewheel.tasks import StepReport, WorkerContext
 
-TICK_S = 0.25
 HOPELESS = 20  # steps in a row with a loss that is not finite, before the run is given up
-
-
-@dataclass
-class Tally:
-    """What the finished steps add up to; only the thread that drains the record writes it."""
-
-    samples: list[int]
-    steps: list[int]
-    staleness: Counter[int] = field(default_factory=Counter)
-    loss_sum: float = 0.0
-    staleness_sum: float = 0.0
-    recent: int = 0
-    pushed: int = 0
-    dropped: dict[int, Counter[str]] = field(default_factory=dict)
 
 
 class Session:
@@ -79,29 +49,18 @@ class Session:
     ) -> None:
         keep_large_blocks()
         self.job = job
-        self.monitors = monitors
-        self.engine = engine
         workers = job.setup.workers
         self.parameters = Parameters(job.module, job.setup.channels_last)
         self.server = self._server()
-        rule = job.method.rule_for(workers).describe
-        self.config = {**job.config, "rule": rule, "method_settings": dict(job.method.settings)}
+        self.record = Record(job, monitors, engine, self.server, clock)
+        self.clock = self.record.clock
         self.contexts: list[WorkerContext] = []
         self.links: list[Link] = []  # empty where workers read the live weights and push every step
         self.states: list[Any] = [None] * workers
-        self.clock: Timekeeper = Clock() if clock is None else clock
-        self.records: deque[tuple[int, int, int, int, float, int, float]] = deque()
-        self.events: list[Event] = []
-        self.history: list[Evaluated] = []
-        self.target_seconds: float | None = None
         self.reason: str | None = None
-        self._tally = Tally([0] * workers, [0] * workers)
+        self._note = self.record.queue.append
         self._hopeless = [0] * workers
         self._settled = False  # for good: the run ends
-        self._wall_began = time.perf_counter()
-        self._process = psutil.Process() if clock is None else None
-        self._start_rss = self._peak_rss = self._rss()
-        self._last_tick = 0.0
 
     def _server(self, kind: type[Server] = Server) -> Server:
         """The server of the job's method."""
@@ -116,10 +75,6 @@ class Session:
             shards=setup.shards,
             seed=setup.seed,
         )
-
-    def _rss(self) -> int:
-        """Resident memory of this process; 0 where the workers of the record are not in it."""
-        return int(self._process.memory_info().rss) if self._process is not None else 0
 
     # --- workers ---
 
@@ -226,7 +181,7 @@ class Session:
         """Books a step whose update has been delivered."""
         self.job.source.acknowledge(lease)
         staleness = receipt.staleness if receipt is not None else NOT_PUSHED
-        self.records.append(
+        self._note(
             (
                 context.worker,
                 context.sequence,
@@ -260,83 +215,10 @@ class Session:
 
     def segments(self) -> Iterator[Segment]:
         """The leases from one evaluation to the next; the caller evaluates after each."""
-        reason = yield from plan.segments(
-            self.job, lambda: Done(sum(self._tally.steps), sum(self._tally.samples))
-        )
+        reason = yield from plan.segments(self.job, self.record.done)
         self.reason = self.reason or reason
 
-    # --- record ---
-
-    def announce(self) -> None:
-        """Tells monitors that the run begins."""
-        job = self.job
-        self.emit(
-            RunStarted(
-                method=job.method.name,
-                engine=self.engine,
-                workers=job.setup.workers,
-                batch_size=job.source.batch_size,
-                seed=job.setup.seed,
-                planned_samples=self.planned_samples(),
-                max_seconds=job.stop.max_seconds,
-                trainable=sum(entry.numel for entry in self.parameters.layout.trainable),
-                target=job.stop.target,
-                config=self.config,
-            )
-        )
-
-    def emit(self, event: Event) -> None:
-        """Keeps the event, unless it is about single steps, and hands it to the monitors."""
-        if not isinstance(event, Steps):
-            self.events.append(event)
-        emit(event, self.monitors)
-
-    def drain(self) -> None:
-        """Collects the finished steps since the last call."""
-        items = [self.records.popleft() for _ in range(len(self.records))]
-        if not items:
-            return
-        worker, sequence, lease, samples, loss, staleness, seconds = (
-            list(column) for column in zip(*items, strict=True)
-        )
-        tally = self._tally
-        for w, n in zip(worker, samples, strict=True):
-            tally.samples[w] += n
-            tally.steps[w] += 1
-        pushed = [value for value in staleness if value != NOT_PUSHED]
-        tally.staleness.update(pushed)
-        tally.recent += len(items)
-        tally.pushed += len(pushed)
-        tally.loss_sum += sum(loss)
-        tally.staleness_sum += sum(pushed)
-        if self.monitors:
-            emit(Steps(worker, sequence, lease, samples, loss, staleness, seconds), self.monitors)
-
-    def tick(self, force: bool = False) -> None:
-        """Drains the record and tells monitors how the run stands, a few times a second."""
-        now = self.clock.seconds()
-        if not force and now - self._last_tick < TICK_S:
-            return
-        self._last_tick = now
-        self.drain()
-        rss = self._rss()
-        self._peak_rss = max(self._peak_rss, rss)
-        tally = self._tally
-        recent = tally.recent
-        loss = tally.loss_sum / recent if recent else math.nan
-        staleness = tally.staleness_sum / tally.pushed if tally.pushed else math.nan
-        tally.loss_sum = tally.staleness_sum = 0.0
-        tally.recent = tally.pushed = 0
-        self.emit(Tick(now, list(tally.samples), loss, staleness, rss, self.clock.cpu_seconds()))
-        self._report_drops()
-
-    def _report_drops(self) -> None:
-        for worker, counts in self.server.dropped().items():
-            known = self._tally.dropped.get(worker, Counter())
-            for reason, count in counts.items():
-                if known[reason] != count:
-                    self.emit(Dropped(worker, reason, count))
-            self._tally.dropped[worker] = counts
+    # --- evaluation and end ---
 
     def out_of_time(self) -> bool:
         """Whether the training clock has passed ``max_seconds``."""
@@ -346,8 +228,6 @@ class Session:
         self.reason = "max_seconds"
         return True
 
-    # --- evaluation and end ---
-
     def evaluate(self, again: bool = False) -> None:
         """Measures the model; call it with the clock stopped and every worker standing still.
 
@@ -355,25 +235,22 @@ class Session:
             again: measure even if no example was used since the last time.
         """
         self._copy_counters()
-        self.tick(force=True)
-        evaluation = self.job.evaluation
-        samples = sum(self._tally.samples)
-        if evaluation is None or (self.history and self.history[-1].samples == samples and not again):
+        self.record.tick(force=True)
+        evaluation, history = self.job.evaluation, self.record.history
+        if evaluation is None or (
+            history and history[-1].samples == self.record.done().samples and not again
+        ):
             return
-        self.emit(Evaluating())
-        metrics = measured(self.job.module, evaluation.measure)
-        of_epoch = self.job.source.samples
-        epoch = samples / of_epoch if of_epoch else math.nan
-        self.history.append(Evaluated(self.clock.seconds(), samples, epoch, metrics))
-        self.emit(self.history[-1])
+        self.record.emit(Evaluating())
+        self.record.evaluated(measured(self.job.module, evaluation.measure))
         self._check_target()
 
     def _check_target(self) -> None:
-        stop = self.job.stop
-        if stop.target is None or not stop.is_reached(self.history[-1].metrics):
+        stop, history = self.job.stop, self.record.history
+        if stop.target is None or not stop.is_reached(history[-1].metrics):
             return
-        if len(self.history) > 1 and stop.is_reached(self.history[-2].metrics):
-            self.target_seconds = self.history[-2].seconds
+        if len(history) > 1 and stop.is_reached(history[-2].metrics):
+            self.record.target_seconds = history[-2].seconds
             self.reason = "target"
 
     def measure_what_there_is(self) -> None:
@@ -417,67 +294,14 @@ class Session:
     def fail(self, error: BaseException) -> None:
         """Tells every monitor that the run ended with an error, those too that come after one that fails."""
         self.reason = "error"
-        self.monitors = [quiet(monitor) for monitor in self.monitors]
+        self.record.hush()
         if isinstance(error, WorkerError):
-            self.emit(WorkerFailed(error.worker, error.sequence, str(error)))
-        self.drain()
+            self.record.emit(WorkerFailed(error.worker, error.sequence, str(error)))
         self._finish()
 
     def result(self) -> Result:
         """The totals; the run is over."""
-        self.drain()
-        self._report_drops()
-        finished = self._finish()
-        workers = tuple(
-            Worker(w, samples, steps, samples / finished.seconds if finished.seconds else 0.0)
-            for w, (samples, steps) in enumerate(
-                zip(finished.worker_samples, finished.worker_steps, strict=True)
-            )
-        )
-        totals = asdict(finished)
-        for name in ("worker_samples", "worker_steps"):
-            del totals[name]
-        config = {**self.config, **self._identity()}
-        return Result(
-            module=self.job.module,
-            history=tuple(self.history),
-            workers=workers,
-            config=config,
-            events=tuple(self.events),
-            **totals,
-        )
-
-    def _identity(self) -> dict[str, Any]:
-        setup = self.job.setup
-        return {
-            "method": self.job.method.name,
-            "engine": self.engine,
-            "workers": setup.workers,
-            "batch_size": self.job.source.batch_size,
-            "seed": setup.seed,
-        }
-
-    def _wall_seconds(self) -> float:
-        virtual = self._process is None
-        return self.clock.seconds() if virtual else time.perf_counter() - self._wall_began
+        return self.record.result(self._finish())
 
     def _finish(self) -> RunFinished:
-        tally = self._tally
-        finished = RunFinished(
-            reason=self.reason or "interrupted",
-            seconds=self.clock.seconds(),
-            wall_seconds=self._wall_seconds(),
-            cpu_seconds=self.clock.cpu_seconds(),
-            samples=sum(tally.samples),
-            steps=sum(tally.steps),
-            worker_samples=list(tally.samples),
-            worker_steps=list(tally.steps),
-            staleness=dict(sorted(tally.staleness.items())),
-            ledger=self.server.ledger(),
-            peak_rss_bytes=self._peak_rss,
-            start_rss_bytes=self._start_rss,
-            metrics=dict(self.history[-1].metrics) if self.history else {},
-            target_seconds=self.target_seconds,
-        )
-        self.emit(finished)
-        return finished
+        return self.record.finish(self.reason)

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 from freewheel.engines.base import intra_op, seeded
+from freewheel.engines.clock import VirtualClock
 from freewheel.engines.session import Session
-from freewheel.engines.virtual import Simulation, VirtualClock, World
+from freewheel.engines.virtual import Simulation, World
 from freewheel.errors import ConfigurationError
 from freewheel.events import Monitor
 from freewheel.job import Job, Result
@@ -83,9 +84,10 @@ class Simulated:
         faults = FaultPlan(self.faults, job.setup.seed)
         world = World(as_times(self.times), self.network, self.server, faults, self.turnaround_s)
         agenda = Agenda()
-        session = Session(job, monitors, self.name, VirtualClock(agenda))
+        clock = VirtualClock(agenda)
+        session = Session(job, monitors, self.name, clock)
         with intra_op(job.setup.intra_op_threads), seeded(job):
-            Simulation(session, agenda, world).run()
+            Simulation(session, agenda, clock, world).run()
         return session.result()
 
     def _check(self, job: Job) -> None:

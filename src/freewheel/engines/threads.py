@@ -107,7 +107,7 @@ class _Crew:
     def run(self) -> None:
         session = self.session
         try:
-            session.announce()
+            session.record.announce()
             for thread in self.threads:
                 thread.start()
             self._await_standing()
@@ -160,7 +160,7 @@ class _Crew:
                 if self._stand_still():
                     return
             if self.segment is not None:
-                session.tick()
+                session.record.tick()
                 if session.out_of_time():
                     self.stopping = True
 

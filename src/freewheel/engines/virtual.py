@@ -11,11 +11,11 @@ from typing import NamedTuple, final
 import torch
 
 from freewheel.engines import plan
+from freewheel.engines.clock import VirtualClock
 from freewheel.engines.fleet import Fleet, Member
 from freewheel.engines.session import Session
 from freewheel.engines.wire import Wire
 from freewheel.errors import FreewheelError, TrainingError, WorkerError
-from freewheel.events import Traffic
 from freewheel.gates import NEVER_WAITED_FOR
 from freewheel.link import received, stamped
 from freewheel.server import Receipt
@@ -37,27 +37,6 @@ class World(NamedTuple):
     turnaround_s: float
 
 
-class VirtualClock:
-    """The clock of an agenda, as a session reads it."""
-
-    def __init__(self, agenda: Agenda) -> None:
-        self._agenda = agenda
-
-    def start(self) -> None:
-        """Nothing: an agenda's clock moves only with its events."""
-
-    def stop(self) -> None:
-        """Nothing."""
-
-    def seconds(self) -> float:
-        """The time of the event under way."""
-        return self._agenda.now
-
-    def cpu_seconds(self) -> float:
-        """Nothing is spent."""
-        return 0.0
-
-
 class Step(NamedTuple):
     """A step that was computed, and is done when its time has come."""
 
@@ -76,15 +55,16 @@ class Simulation:
     """One simulated run.
 
     Args:
-        session: the run's record; its clock is the agenda's.
+        session: the run's record.
         agenda: what happens when.
+        clock: the agenda's, as the session reads it.
         world: how long things take, and what goes wrong.
     """
 
-    def __init__(self, session: Session, agenda: Agenda, world: World) -> None:
+    def __init__(self, session: Session, agenda: Agenda, clock: VirtualClock, world: World) -> None:
         job = session.job
         seed, workers = job.setup.seed, job.setup.workers
-        self.session, self.agenda = session, agenda
+        self.session, self.agenda, self.clock = session, agenda, clock
         self.server, self.task, self.method = session.server, job.task, job.method
         self.faults = world.faults
         self.wire = Wire(agenda, self.server, world.network, world.server, self.faults, seed)
@@ -98,6 +78,7 @@ class Simulation:
         self.progress = [0] * workers  # steps of each worker that the server has seen
         self.slowest = 0
         self.booked = 0
+        self.over_at = 0.0
         self.total = plan.total_leases(job)
         self.every = plan.leases_between_evaluations(job)
         self.tick_every = max(1, (self.total or 100 * self.every) // TICKS)
@@ -109,7 +90,7 @@ class Simulation:
         """Follows the agenda to the end of the run; Ctrl-C ends it cleanly."""
         session = self.session
         try:
-            session.announce()
+            session.record.announce()
             for member in self.members:
                 member.context.deliver = partial(self._collect, member)
                 session.states[member.number] = self.task.init(member.context)
@@ -124,7 +105,7 @@ class Simulation:
             with suppress(KeyboardInterrupt):
                 self._settle(final=True)
                 session.evaluate()
-                session.emit(self._traffic())
+                session.record.emit(self.wire.traffic([member.busy_s for member in self.members]))
         except BaseException as error:
             session.fail(error)
             raise
@@ -135,7 +116,7 @@ class Simulation:
         limit = self.session.job.stop.max_seconds
         with suppress(_End):
             self.agenda.run(math.inf if limit is None else limit)
-            if len(self.agenda):
+            if len(self.agenda) and self.booked != self.total:
                 self.session.reason = "max_seconds"
 
     def _end(self) -> None:
@@ -143,23 +124,12 @@ class Simulation:
         if session.reason is None:
             self._check_complete()
             session.reason = plan.reason(session.job)
+            self.clock.end(self.over_at)
         if session.reason != "target":
             again = self._settle(final=True)
             session.evaluate(again=again)
-        session.drain()
-        session.emit(self._traffic())
-
-    def _traffic(self) -> Traffic:
-        wire = self.wire
-        return Traffic(
-            worker_bytes_sent=list(wire.links.sent),
-            worker_bytes_received=list(wire.links.received),
-            worker_busy_s=[member.busy_s for member in self.members],
-            shard_bytes=[station.bytes for station in wire.stations],
-            shard_busy_s=[station.busy_s for station in wire.stations],
-            shard_wait_s=[station.waited_s for station in wire.stations],
-            link_busy_s=[wire.links.inbound.busy_s, wire.links.outbound.busy_s],
-        )
+        session.record.drain()
+        session.record.emit(self.wire.traffic([member.busy_s for member in self.members]))
 
     def _check_complete(self) -> None:
         if self.total is not None and self.booked < self.total:
@@ -320,7 +290,9 @@ class Simulation:
             self._begin(member)
             return
         member.busy_s += self.turnaround
-        self.agenda.at(self.agenda.now + self.turnaround, partial(self._begin, member))
+        again = self.agenda.now + self.turnaround
+        self.over_at = max(self.over_at, again)
+        self.agenda.at(again, partial(self._begin, member))
 
     def _book(self, step: Step, number: int, receipt: Receipt | None) -> None:
         member, lease, report = step.member, step.lease, step.report
@@ -330,8 +302,9 @@ class Simulation:
         if self.progress[member.number] != NEVER_WAITED_FOR:
             self.progress[member.number] += 1
         self.booked += 1
+        self.over_at = max(self.over_at, self.agenda.now)
         if self.booked % self.tick_every == 0:
-            session.tick(force=True)
+            session.record.tick(force=True)
         if self._is_due():
             self.evaluated_at = self.booked
             self._settle(final=False)

@@ -12,6 +12,7 @@ from typing import final
 
 from torch import Tensor
 
+from freewheel.events import Traffic
 from freewheel.server import Receipt, Server
 from freewheel.shards import Shard
 from freewheel.simulation import Agenda, FaultPlan, Links, Network, ServerCost, Station
@@ -148,6 +149,22 @@ class Wire:
             self._agenda.at(done, partial(delivery.apply, shard))
         else:
             delivery.apply(shard)
+
+    def traffic(self, worker_busy_s: list[float]) -> Traffic:
+        """What was carried, and how long who was busy.
+
+        Args:
+            worker_busy_s: seconds of computing of every worker.
+        """
+        return Traffic(
+            worker_bytes_sent=list(self.links.sent),
+            worker_bytes_received=list(self.links.received),
+            worker_busy_s=worker_busy_s,
+            shard_bytes=[station.bytes for station in self.stations],
+            shard_busy_s=[station.busy_s for station in self.stations],
+            shard_wait_s=[station.waited_s for station in self.stations],
+            link_busy_s=[self.links.inbound.busy_s, self.links.outbound.busy_s],
+        )
 
     def _size(self, update: Update, shard: Shard) -> int:
         if update.rejected:

@@ -113,18 +113,19 @@ def elastic_averaging(
     """
     check_whole("period", period, 1, "1 exchanges at every step")
     if alpha is not None:
-        number("alpha", alpha, 0.0, 1.0, "0.9 divided by the number of workers is the paper's")
+        remedy = "0.9 divided by the number of workers is the paper's"
+        number("alpha", alpha, 0.0, 1.0, remedy, closed=True)
         if alpha == 0:
             raise ConfigurationError(
                 "`alpha` must be > 0, got 0; use parallel_sgd() for workers without ties"
             )
     delta = number("momentum", momentum, 0.0, 1.0, "0.9 is common")
-    if delta == 1:
-        raise ConfigurationError(f"`momentum` must be below 1, got {momentum!r}; 0.9 is common")
-    descent, centre = plain_sgd(lr, weight_decay), sgd(1.0)
+    shown, centre = plain_sgd(lr, weight_decay), sgd(1.0)  # shown: checks the decay, which is not the rule's
+    descent = plain_sgd(lr)
 
     def exchange(local: Local) -> Elastic:
-        return Elastic(local, descent, 0.9 / local.workers if alpha is None else alpha, period, delta)
+        rate = 0.9 / local.workers if alpha is None else alpha
+        return Elastic(local, descent, rate, period, delta, weight_decay or 0.0)
 
     return Method(
         "elastic_averaging",
@@ -132,7 +133,7 @@ def elastic_averaging(
         False,
         lambda workers: centre,
         settings=described(
-            rule=descent,
+            rule=shown,
             alpha="0.9 / workers" if alpha is None else alpha,
             period=period,
             momentum=delta,
@@ -210,7 +211,7 @@ def parallel_sgd(
     References:
         Zinkevich, Weimer, Smola, Li 2010, "Parallelized stochastic gradient descent", algorithm 3
         (SimuParallelSGD). Departs from it in that workers take batches from one queue, and in that the
-        average is weighted by the examples that each has used since the last average was taken.
+        average is weighted by the examples that each has used.
 
     Example:
         >>> parallel_sgd(0.1).settings

@@ -1,0 +1,244 @@
+"""The record of a run: what finished steps add up to, and what monitors hear of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, final
+
+import psutil
+
+from freewheel.engines import plan
+from freewheel.engines.base import quiet
+from freewheel.engines.clock import Clock, Timekeeper
+from freewheel.engines.plan import Done
+from freewheel.events import (
+    NOT_PUSHED,
+    Dropped,
+    Evaluated,
+    Event,
+    Monitor,
+    RunFinished,
+    RunStarted,
+    Steps,
+    Tick,
+    emit,
+)
+from freewheel.job import Job, Result, Worker
+from freewheel.server import Server
+
+TICK_S = 0.25
+
+
+@dataclass
+class Tally:
+    """What the finished steps add up to; only the thread that drains the record writes it."""
+
+    samples: list[int]
+    steps: list[int]
+    staleness: Counter[int] = field(default_factory=Counter)
+    loss_sum: float = 0.0
+    staleness_sum: float = 0.0
+    recent: int = 0
+    pushed: int = 0
+    dropped: dict[int, Counter[str]] = field(default_factory=dict)
+
+
+@final
+class Record:
+    """What has happened in one run.
+
+    Args:
+        job: what is run.
+        monitors: who hears of it.
+        engine: its name.
+        server: whose ledger and drops are told.
+        clock: a virtual one; None measures time and memory of this process.
+
+    Attributes:
+        queue: finished steps that nobody has collected yet; workers append from their threads.
+        events: everything that was emitted but the single steps.
+        history: the evaluations.
+        target_seconds: when the target was reached.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        monitors: Sequence[Monitor],
+        engine: str,
+        server: Server,
+        clock: Timekeeper | None = None,
+    ) -> None:
+        workers = job.setup.workers
+        self.job = job
+        self.monitors = monitors
+        self.engine = engine
+        self.server = server
+        rule = job.method.rule_for(workers).describe
+        self.config = {**job.config, "rule": rule, "method_settings": dict(job.method.settings)}
+        self.clock: Timekeeper = Clock() if clock is None else clock
+        self.queue: deque[tuple[int, int, int, int, float, int, float]] = deque()
+        self.events: list[Event] = []
+        self.history: list[Evaluated] = []
+        self.target_seconds: float | None = None
+        self._tally = Tally([0] * workers, [0] * workers)
+        self._wall_began = time.perf_counter()
+        self._process = psutil.Process() if clock is None else None
+        self._start_rss = self._peak_rss = self._rss()
+        self._last_tick = 0.0
+
+    def _rss(self) -> int:
+        """Resident memory of this process; 0 where the workers of the record are not in it."""
+        return int(self._process.memory_info().rss) if self._process is not None else 0
+
+    def done(self) -> Done:
+        """How far the run has come, by the steps that were collected."""
+        return Done(sum(self._tally.steps), sum(self._tally.samples))
+
+    # --- under way ---
+
+    def announce(self) -> None:
+        """Tells monitors that the run begins."""
+        job = self.job
+        self.emit(
+            RunStarted(
+                method=job.method.name,
+                engine=self.engine,
+                workers=job.setup.workers,
+                batch_size=job.source.batch_size,
+                seed=job.setup.seed,
+                planned_samples=plan.planned_samples(job),
+                max_seconds=job.stop.max_seconds,
+                trainable=sum(entry.numel for entry in self.server.parameters.layout.trainable),
+                target=job.stop.target,
+                config=self.config,
+            )
+        )
+
+    def emit(self, event: Event) -> None:
+        """Keeps the event, unless it is about single steps, and hands it to the monitors."""
+        if not isinstance(event, Steps):
+            self.events.append(event)
+        emit(event, self.monitors)
+
+    def drain(self) -> None:
+        """Collects the finished steps since the last call."""
+        items = [self.queue.popleft() for _ in range(len(self.queue))]
+        if not items:
+            return
+        worker, sequence, lease, samples, loss, staleness, seconds = (
+            list(column) for column in zip(*items, strict=True)
+        )
+        tally = self._tally
+        for w, n in zip(worker, samples, strict=True):
+            tally.samples[w] += n
+            tally.steps[w] += 1
+        pushed = [value for value in staleness if value != NOT_PUSHED]
+        tally.staleness.update(pushed)
+        tally.recent += len(items)
+        tally.pushed += len(pushed)
+        tally.loss_sum += sum(loss)
+        tally.staleness_sum += sum(pushed)
+        if self.monitors:
+            emit(Steps(worker, sequence, lease, samples, loss, staleness, seconds), self.monitors)
+
+    def tick(self, force: bool = False) -> None:
+        """Drains the queue and tells monitors how the run stands, a few times a second."""
+        now = self.clock.seconds()
+        if not force and now - self._last_tick < TICK_S:
+            return
+        self._last_tick = now
+        self.drain()
+        rss = self._rss()
+        self._peak_rss = max(self._peak_rss, rss)
+        tally = self._tally
+        recent = tally.recent
+        loss = tally.loss_sum / recent if recent else math.nan
+        staleness = tally.staleness_sum / tally.pushed if tally.pushed else math.nan
+        tally.loss_sum = tally.staleness_sum = 0.0
+        tally.recent = tally.pushed = 0
+        self.emit(Tick(now, list(tally.samples), loss, staleness, rss, self.clock.cpu_seconds()))
+        self._report_drops()
+
+    def _report_drops(self) -> None:
+        for worker, counts in self.server.dropped().items():
+            known = self._tally.dropped.get(worker, Counter())
+            for reason, count in counts.items():
+                if known[reason] != count:
+                    self.emit(Dropped(worker, reason, count))
+            self._tally.dropped[worker] = counts
+
+    def evaluated(self, metrics: dict[str, float]) -> None:
+        """Books an evaluation of the model as it is now."""
+        samples, of_epoch = self.done().samples, self.job.source.samples
+        epoch = samples / of_epoch if of_epoch else math.nan
+        self.history.append(Evaluated(self.clock.seconds(), samples, epoch, metrics))
+        self.emit(self.history[-1])
+
+    # --- the end ---
+
+    def hush(self) -> None:
+        """Errors of monitors are suppressed from now on."""
+        self.monitors = [quiet(monitor) for monitor in self.monitors]
+
+    def finish(self, reason: str | None) -> RunFinished:
+        """Tells monitors that the run is over, and why; None: it was interrupted."""
+        self.drain()
+        self._report_drops()
+        tally = self._tally
+        finished = RunFinished(
+            reason=reason or "interrupted",
+            seconds=self.clock.seconds(),
+            wall_seconds=self._wall_seconds(),
+            cpu_seconds=self.clock.cpu_seconds(),
+            samples=sum(tally.samples),
+            steps=sum(tally.steps),
+            worker_samples=list(tally.samples),
+            worker_steps=list(tally.steps),
+            staleness=dict(sorted(tally.staleness.items())),
+            ledger=self.server.ledger(),
+            peak_rss_bytes=self._peak_rss,
+            start_rss_bytes=self._start_rss,
+            metrics=dict(self.history[-1].metrics) if self.history else {},
+            target_seconds=self.target_seconds,
+        )
+        self.emit(finished)
+        return finished
+
+    def _wall_seconds(self) -> float:
+        virtual = self._process is None
+        return self.clock.seconds() if virtual else time.perf_counter() - self._wall_began
+
+    def result(self, finished: RunFinished) -> Result:
+        """What came of the run, for who called ``fit``."""
+        workers = tuple(
+            Worker(w, samples, steps, samples / finished.seconds if finished.seconds else 0.0)
+            for w, (samples, steps) in enumerate(
+                zip(finished.worker_samples, finished.worker_steps, strict=True)
+            )
+        )
+        totals = asdict(finished)
+        for name in ("worker_samples", "worker_steps"):
+            del totals[name]
+        return Result(
+            module=self.job.module,
+            history=tuple(self.history),
+            workers=workers,
+            config={**self.config, **self._identity()},
+            events=tuple(self.events),
+            **totals,
+        )
+
+    def _identity(self) -> dict[str, Any]:
+        setup = self.job.setup
+        return {
+            "method": self.job.method.name,
+            "engine": self.engine,
+            "workers": setup.workers,
+            "batch_size": self.job.source.batch_size,
+            "seed": setup.seed,
+        }

@@ -106,6 +106,7 @@ class Traffic:
     shard_busy_s: list[float]
     shard_wait_s: list[float]  # in its queue, summed over pushes and pulls
     link_busy_s: list[float]  # of the links that all workers share: towards the servers, and away from them
+    faults: dict[str, int] = field(default_factory=dict)  # how often each kind of fault happened
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,9 @@ from freewheel.update import WHOLE, Update
 PASSED = frozenset(("applied", "absorbed", "duplicate"))
 """Verdicts that are no drops."""
 
+LOST = "lost"
+"""The reason of a drop that the network is to blame for."""
+
 REMEMBERED = 64  # pushes of one worker that may arrive out of order
 
 
@@ -291,6 +294,12 @@ class Server:
             self._version += 1
         if update.buffers is not None:
             self._blend(update.buffers)
+
+    def lose(self, update: Update) -> None:
+        """Books a push that was sent and never arrived."""
+        slot = self._slots[update.worker]
+        slot.pushed += 1
+        slot.counts[LOST] += 1
 
     # --- rounds ---
 

@@ -11,6 +11,7 @@ from laws import ALL, ENGINES, KINDS, LIVE, SAMPLES, adds_up, leases_of, most_sh
 
 import freewheel
 from freewheel.engines import simulated
+from freewheel.events import Traffic
 from freewheel.simulation import (
     Fault,
     FaultPlan,
@@ -127,10 +128,13 @@ def test_a_worker_that_returns_goes_on() -> None:
     assert both.workers[1].steps > 2
 
 
-def test_a_lost_push_is_computed_but_never_pushed() -> None:
+def test_a_lost_push_is_in_the_book_but_not_in_the_weights() -> None:
     for method, pushes in (("hogwild", STEPS), ("stale_synchronous", STEPS)):
         result = faulty(method, [lose(1.0)], [])
-        assert (result.steps, result.ledger["pushed"]) == (pushes, 0)
+        assert (result.steps, result.ledger["applied"]) == (pushes, 0)
+        assert result.ledger["dropped"] == {"lost": pushes}
+        traffic = next(event for event in result.events if isinstance(event, Traffic))
+        assert traffic.faults == {"lose": pushes}
         before = network()
         assert torch.equal(state(result.module)[:160], state(before)[:160])
 

@@ -179,7 +179,11 @@ def test_a_lost_push_takes_the_link_nothing_else_and_is_booked_as_none() -> None
     wire.push(update(server), heard.book)
     agenda.run()
     assert heard.booked == [(None, 0.0)]
-    assert (wire.lost, wire.links.sent, server.ledger()["pushed"]) == (1, [SIZE], 0)
+    assert (server.ledger()["dropped"], wire.links.sent, server.ledger()["pushed"]) == (
+        {"lost": 1},
+        [SIZE],
+        1,
+    )
 
 
 @pytest.mark.parametrize("network", [Network(), Network(0.1)], ids=["instant", "network"])

@@ -63,7 +63,9 @@ def _park(result: Result) -> list[tuple[str, str]]:
         ("Traffic per server", _spread(event.shard_bytes, wording.size)),
     ]
     link = max(event.link_busy_s) / result.seconds
-    return rows + ([("Shared link in use", _percent(min(link, 1.0)))] if link else [])
+    rows += [("Shared link in use", _percent(min(link, 1.0)))] if link else []
+    happened = ", ".join(f"{name} {wording.count(number)}" for name, number in event.faults.items())
+    return rows + ([("Faults", happened)] if happened else [])
 
 
 def _percent(share: float) -> str:

@@ -45,7 +45,6 @@ class Wire:
     ) -> None:
         self.links = Links(network, server.workers, seed)
         self.stations = [Station() for _ in server.shards]
-        self.lost = 0
         self._agenda = agenda
         self._server = server
         self._cost = cost
@@ -110,7 +109,7 @@ class Wire:
         number, self._pushes[worker] = self._pushes[worker], self._pushes[worker] + 1
         fate = self._faults.push(worker, number)
         if fate.lost:
-            self.lost += 1
+            self._server.lose(update)
             self.links.sent[worker] += sum(self._size(update, shard) for shard in self._server.shards)
             booked(None)
             return
@@ -164,6 +163,7 @@ class Wire:
             shard_busy_s=[station.busy_s for station in self.stations],
             shard_wait_s=[station.waited_s for station in self.stations],
             link_busy_s=[self.links.inbound.busy_s, self.links.outbound.busy_s],
+            faults=dict(sorted(self._faults.fired.items())),
         )
 
     def _size(self, update: Update, shard: Shard) -> int:

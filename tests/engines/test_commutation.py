@@ -10,9 +10,10 @@ from laws import COPIES, IN_FLIGHT, floats, most_shards, network, train
 from torch import Tensor
 
 import freewheel
+from freewheel.book import REMEMBERED
 from freewheel.params import Parameters
 from freewheel.rules import Rule, chain, clip, sgd
-from freewheel.server import REMEMBERED, Server
+from freewheel.server import Server
 from freewheel.simulation import Network, constant, duplicate, lognormal, slow
 from freewheel.update import Update
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +13,7 @@ from freewheel.update import Update
 PASSED = frozenset(("applied", "absorbed", "duplicate"))
 """Verdicts that are no drops."""
 
-REMEMBERED = 64  # pushes of one worker that may arrive out of order
+REMEMBERED = 4096  # pushes of one worker that have not come though later ones have: late, or lost
 
 
 @dataclass(slots=True)
@@ -24,7 +24,7 @@ class Slot:
     versions: int = 0  # applied updates of this worker, as counted in the version
     samples: int = 0
     sequence: int = -1  # the last step that was closed
-    recent: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    missing: dict[int, None] = field(default_factory=dict)  # earlier ones that were not; oldest first
     incarnation: int = 0
     pieces: set[tuple[int, ...]] = field(default_factory=set)  # of the step under way
     verdict: str = "applied"  # of the pieces of the step under way: that of the last one that was not applied
@@ -34,22 +34,30 @@ class Slot:
 
     def has_seen(self, sequence: int) -> bool:
         """Whether this step was closed before; steps may arrive in another order than they were taken."""
-        if sequence > self.sequence:
-            return False
-        full = len(self.recent) == REMEMBERED
-        return sequence in self.recent or (full and sequence < min(self.recent))
+        return sequence <= self.sequence and sequence not in self.missing
 
     def close(self, sequence: int) -> None:
         """This step is closed."""
-        self.sequence = max(self.sequence, sequence)
-        self.recent.append(sequence)
+        if sequence == self.sequence + 1:
+            self.sequence = sequence
+        elif sequence > self.sequence:
+            self._skip(sequence)
+        else:
+            self.missing.pop(sequence, None)
+
+    def _skip(self, sequence: int) -> None:
+        """This step is closed before others; what is missing for too long counts as closed."""
+        self.missing.update(dict.fromkeys(range(max(self.sequence + 1, sequence - REMEMBERED), sequence)))
+        while len(self.missing) > REMEMBERED:
+            del self.missing[next(iter(self.missing))]
+        self.sequence = sequence
 
     def is_duplicate(self, update: Update) -> bool:
         """Whether this piece has come before, which is counted; else it counts as having come."""
         if update.incarnation > self.incarnation:  # a new life counts its steps from 0 again
             self.incarnation, self.sequence, self.verdict = update.incarnation, -1, "applied"
             self.pieces.clear()
-            self.recent.clear()
+            self.missing.clear()
         stale_life = update.incarnation < self.incarnation
         if stale_life or self.has_seen(update.sequence) or update.entries in self.pieces:
             self.counts["duplicate"] += 1

@@ -33,7 +33,8 @@ from freewheel.rules import (
     stateless,
     trimmed_mean,
 )
-from freewheel.server import Receipt, Server, split
+from freewheel.server import Receipt, Server
+from freewheel.shards import split
 from freewheel.update import Update
 
 SHARDS = (2, 7)

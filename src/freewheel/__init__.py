@@ -3,6 +3,7 @@
 - ``params.py`` the flat vector and its named views; ``update.py`` what a worker hands the server
 - ``rules/`` what happens to an update; ``schedules.py`` learning rates; ``gates.py`` who may start a step
 - ``server.py`` the only one that changes shared weights; ``shards.py`` spans of them; ``rounds.py`` rounds
+- ``book.py`` what the server knows of each worker, and the ledger
 - ``conform.py`` gradients laid out as the weights, for rules that work in place
 - ``exchanges.py`` the worker's half of a method: when to pull, what to push; ``link.py`` its end of the line
 - ``sources/`` which batch comes next; ``tasks/`` what one worker computes in one step

@@ -11,28 +11,23 @@ A push has three parts, which an engine may also call one by one when they happe
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from dataclasses import dataclass, field
+from collections import Counter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from freewheel.book import Slot, dropped, ledger
 from freewheel.conform import conform
 from freewheel.errors import ConfigurationError
 from freewheel.params import Parameters
 from freewheel.rounds import Round
-from freewheel.rules import Rule, RuleContext, Span, State, chain, select
-from freewheel.shards import Shard, cut
+from freewheel.rules import Rule, RuleContext, Span, State, select
+from freewheel.shards import Shard, cut, split
 from freewheel.update import WHOLE, Update
-
-PASSED = frozenset(("applied", "absorbed", "duplicate"))
-"""Verdicts that are no drops."""
 
 LOST = "lost"
 """The reason of a drop that the network is to blame for."""
-
-REMEMBERED = 64  # pushes of one worker that may arrive out of order
 
 
 class Receipt(NamedTuple):
@@ -56,35 +51,6 @@ class Part(NamedTuple):
     weights: list[Tensor]
     strides: list[tuple[int, ...]]
     state: State
-
-
-@dataclass(slots=True)
-class Slot:
-    """What the server knows of one worker; only that worker's pushes write to it."""
-
-    context: RuleContext
-    versions: int = 0  # applied updates of this worker, as counted in the version
-    samples: int = 0
-    sequence: int = -1  # the last step that was closed
-    recent: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
-    incarnation: int = 0
-    pieces: set[tuple[int, ...]] = field(default_factory=set)  # of the step under way
-    verdict: str = "applied"  # of the pieces of the step under way: that of the last one that was not applied
-    pushed: int = 0
-    released: int = 0  # absorbed updates that have gone into an aggregate since
-    counts: Counter[str] = field(default_factory=Counter)  # finished pushes by verdict
-
-    def has_seen(self, sequence: int) -> bool:
-        """Whether this step was closed before; steps may arrive in another order than they were taken."""
-        if sequence > self.sequence:
-            return False
-        full = len(self.recent) == REMEMBERED
-        return sequence in self.recent or (full and sequence < min(self.recent))
-
-    def close(self, sequence: int) -> None:
-        """This step is closed."""
-        self.sequence = max(self.sequence, sequence)
-        self.recent.append(sequence)
 
 
 class Server:
@@ -208,7 +174,7 @@ class Server:
         if len(self.shards) > 1:
             return self._push_sharded(update)
         slot = self._slots[update.worker]
-        if self._is_duplicate(update, slot):
+        if slot.is_duplicate(update):
             return Receipt("duplicate", 0)
         staleness = self.version - update.version
         self._open(update, slot)
@@ -241,7 +207,7 @@ class Server:
             shards are to apply the update; its gradients are then as the rules of the whole left them.
         """
         slot = self._slots[update.worker]
-        if self._is_duplicate(update, slot):
+        if slot.is_duplicate(update):
             return Receipt("duplicate", 0)
         self._open(update, slot)
         if self._round is not None:
@@ -330,30 +296,11 @@ class Server:
 
         Absorbed updates have gone into an aggregate; those that wait in a buffer or a round are pending.
         """
-        counts: Counter[str] = sum((slot.counts for slot in self._slots), Counter())
-        pushed = sum(slot.pushed for slot in self._slots)
-        duplicates = counts.pop("duplicate", 0)
-        applied = counts.pop("applied", 0)
-        counts.pop("absorbed", 0)
-        absorbed = sum(slot.released for slot in self._slots)
-        dropped = {reason: count for reason, count in sorted(counts.items()) if count}
-        pending = pushed - applied - absorbed - sum(dropped.values())
-        return {
-            "pushed": pushed,
-            "applied": applied,
-            "absorbed": absorbed,
-            "pending": pending,
-            "dropped": dropped,
-            "duplicates": duplicates,
-        }
+        return ledger(self._slots)
 
     def dropped(self) -> dict[int, Counter[str]]:
         """Dropped steps by reason, for every worker that had any."""
-        return {
-            worker: Counter({reason: n for reason, n in dict(slot.counts).items() if reason not in PASSED})
-            for worker, slot in enumerate(self._slots)
-            if not slot.counts.keys() <= PASSED
-        }
+        return dropped(self._slots)
 
     # --- inside ---
 
@@ -377,21 +324,6 @@ class Server:
         if len(self.shards) == 1:
             return self.version - update.version
         return shard.version - update.versions[shard.index] if update.versions else 0
-
-    def _is_duplicate(self, update: Update, slot: Slot) -> bool:
-        if update.incarnation > slot.incarnation:  # a new life counts its steps from 0 again
-            slot.incarnation, slot.sequence, slot.verdict = update.incarnation, -1, "applied"
-            slot.pieces.clear()
-            slot.recent.clear()
-        stale_life = update.incarnation < slot.incarnation
-        if stale_life or slot.has_seen(update.sequence) or update.entries in slot.pieces:
-            slot.counts["duplicate"] += 1
-            return True
-        if update.last:
-            slot.pieces.clear()
-        else:
-            slot.pieces.add(update.entries)
-        return False
 
     def _part(self, entries: tuple[int, ...]) -> Part:
         whole = self._whole
@@ -500,22 +432,3 @@ class Server:
             self.parameters.statistics.copy_(buffers)
         else:
             self.parameters.statistics.lerp_(buffers, 1 / self.workers)
-
-
-def split(rule: Rule) -> tuple[Rule | None, Rule]:
-    """What of a chain needs the whole update, and what may run on every shard of its own.
-
-    Example:
-        >>> from freewheel.rules import chain, clip, clip_value, sgd
-        >>> head, tail = split(chain(clip(1.0), clip_value(0.1), sgd(0.5)))
-        >>> head.describe, tail.describe
-        ('clip(max_norm=1.0)', 'clip_value(limit=0.1) > sgd(lr=0.5)')
-    """
-    parts = rule.parts or (rule,)
-    first = max((number for number, part in enumerate(parts, 1) if part.scope == "update"), default=0)
-    if first == len(parts):
-        raise ConfigurationError(
-            f"`rule` {rule.describe} writes the weights and needs whole updates, so it cannot be cut over"
-            " shards; use shards=1"
-        )
-    return (chain(*parts[:first]) if first else None), chain(*parts[first:])

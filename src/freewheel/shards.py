@@ -18,6 +18,7 @@ from torch import Tensor
 
 from freewheel.errors import ConfigurationError
 from freewheel.params import Entry, Parameters
+from freewheel.rules import Rule, chain
 
 
 class Piece(NamedTuple):
@@ -130,3 +131,22 @@ def check_shards(count: Any, weights: int) -> None:
         raise ConfigurationError(
             f"`shards` is {count}, more than the {weights} trainable weights; use at most {weights}"
         )
+
+
+def split(rule: Rule) -> tuple[Rule | None, Rule]:
+    """What of a chain needs the whole update, and what may run on every shard of its own.
+
+    Example:
+        >>> from freewheel.rules import chain, clip, clip_value, sgd
+        >>> head, tail = split(chain(clip(1.0), clip_value(0.1), sgd(0.5)))
+        >>> head.describe, tail.describe
+        ('clip(max_norm=1.0)', 'clip_value(limit=0.1) > sgd(lr=0.5)')
+    """
+    parts = rule.parts or (rule,)
+    first = max((number for number, part in enumerate(parts, 1) if part.scope == "update"), default=0)
+    if first == len(parts):
+        raise ConfigurationError(
+            f"`rule` {rule.describe} writes the weights and needs whole updates, so it cannot be cut over"
+            " shards; use shards=1"
+        )
+    return (chain(*parts[:first]) if first else None), chain(*parts[first:])

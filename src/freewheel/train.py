@@ -26,8 +26,7 @@ from freewheel.params import check_module
 from freewheel.probe import check_step
 from freewheel.recording import Trace
 from freewheel.recording.checks import check_recordable
-from freewheel.server import split
-from freewheel.shards import check_shards
+from freewheel.shards import check_shards, split
 from freewheel.sources import Sequences, Source
 from freewheel.tasks import Supervised
 from freewheel.tasks.supervised import Loss, Metric, Step

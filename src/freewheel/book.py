@@ -1,0 +1,97 @@
+"""The book of a server: what it knows of each worker, and how the counts add up."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from freewheel.rules import RuleContext
+from freewheel.update import Update
+
+PASSED = frozenset(("applied", "absorbed", "duplicate"))
+"""Verdicts that are no drops."""
+
+REMEMBERED = 4096  # pushes of one worker that have not come though later ones have: late, or lost
+
+
+@dataclass(slots=True)
+class Slot:
+    """What the server knows of one worker; only that worker's pushes write to it."""
+
+    context: RuleContext
+    versions: int = 0  # applied updates of this worker, as counted in the version
+    samples: int = 0
+    sequence: int = -1  # the last step that was closed
+    missing: dict[int, None] = field(default_factory=dict)  # earlier ones that were not; oldest first
+    incarnation: int = 0
+    pieces: set[tuple[int, ...]] = field(default_factory=set)  # of the step under way
+    verdict: str = "applied"  # of the pieces of the step under way: that of the last one that was not applied
+    pushed: int = 0
+    released: int = 0  # absorbed updates that have gone into an aggregate since
+    counts: Counter[str] = field(default_factory=Counter)  # finished pushes by verdict
+
+    def has_seen(self, sequence: int) -> bool:
+        """Whether this step was closed before; steps may arrive in another order than they were taken."""
+        return sequence <= self.sequence and sequence not in self.missing
+
+    def close(self, sequence: int) -> None:
+        """This step is closed."""
+        if sequence == self.sequence + 1:
+            self.sequence = sequence
+        elif sequence > self.sequence:
+            self._skip(sequence)
+        else:
+            self.missing.pop(sequence, None)
+
+    def _skip(self, sequence: int) -> None:
+        """This step is closed before others; what is missing for too long counts as closed."""
+        self.missing.update(dict.fromkeys(range(max(self.sequence + 1, sequence - REMEMBERED), sequence)))
+        while len(self.missing) > REMEMBERED:
+            del self.missing[next(iter(self.missing))]
+        self.sequence = sequence
+
+    def is_duplicate(self, update: Update) -> bool:
+        """Whether this piece has come before, which is counted; else it counts as having come."""
+        if update.incarnation > self.incarnation:  # a new life counts its steps from 0 again
+            self.incarnation, self.sequence, self.verdict = update.incarnation, -1, "applied"
+            self.pieces.clear()
+            self.missing.clear()
+        stale_life = update.incarnation < self.incarnation
+        if stale_life or self.has_seen(update.sequence) or update.entries in self.pieces:
+            self.counts["duplicate"] += 1
+            return True
+        if update.last:
+            self.pieces.clear()
+        else:
+            self.pieces.add(update.entries)
+        return False
+
+
+def ledger(slots: Sequence[Slot]) -> dict[str, Any]:
+    """The totals over all workers; see :meth:`freewheel.server.Server.ledger`."""
+    counts: Counter[str] = sum((slot.counts for slot in slots), Counter())
+    pushed = sum(slot.pushed for slot in slots)
+    duplicates = counts.pop("duplicate", 0)
+    applied = counts.pop("applied", 0)
+    counts.pop("absorbed", 0)
+    absorbed = sum(slot.released for slot in slots)
+    reasons = {reason: count for reason, count in sorted(counts.items()) if count}
+    return {
+        "pushed": pushed,
+        "applied": applied,
+        "absorbed": absorbed,
+        "pending": pushed - applied - absorbed - sum(reasons.values()),
+        "dropped": reasons,
+        "duplicates": duplicates,
+    }
+
+
+def dropped(slots: Sequence[Slot]) -> dict[int, Counter[str]]:
+    """Dropped steps by reason, for every worker that had any."""
+    return {
+        worker: Counter({reason: n for reason, n in dict(slot.counts).items() if reason not in PASSED})
+        for worker, slot in enumerate(slots)
+        if not slot.counts.keys() <= PASSED
+    }

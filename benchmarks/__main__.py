@@ -23,6 +23,7 @@ NAMES = (
     "time_to_accuracy",
     "simulator",
     "robustness",
+    "compression",
     "stragglers",
 )
 

@@ -110,6 +110,13 @@ def test_nobody_at_the_level_is_said() -> None:
     assert found.words[0].startswith("Undecided: no method reaches accuracy 0.9900")
 
 
+def test_a_budget_in_which_only_one_worker_gets_there_says_nothing_about_several() -> None:
+    found = advice(rounds((1.0, 0.5), (2.0, 0.7)), free((1.0, 0.4), (2.0, 0.6)))
+    assert found.words[0].startswith("Undecided: with 1,000 samples only one worker reaches accuracy 0.8000")
+    assert "more `seconds`" in found.words[0]
+    assert not advice(rounds((1.0, 0.5), (2.0, 0.9))).words[0].startswith("Undecided")
+
+
 def test_a_target_counts_when_it_held_twice() -> None:
     slow = rounds((1.0, 0.9), (2.0, 0.9), reached=1.5)
     fast = free((0.1, 0.9), (0.2, 0.9), reached=0.5)

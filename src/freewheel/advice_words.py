@@ -18,6 +18,8 @@ def sentences(advice: Advice) -> list[str]:
     best = advice.best
     if advice.time(best) is None:
         return [_undecided(advice), *_failed(advice), _caveat(advice)]
+    if _is_too_short(advice):
+        return [_too_short(advice), *_waiting(advice), *_failed(advice), _caveat(advice)]
     stays = best.method.rounds or best.workers == 1
     head = _stay(advice, best) if stays else _go(advice, best)
     return [
@@ -130,6 +132,23 @@ def _undecided(advice: Advice) -> str:
     return (
         f"Undecided: no method reaches {_goal(advice)} in this budget; give more `seconds`, a nearer target,"
         " or another learning rate."
+    )
+
+
+def _is_too_short(advice: Advice) -> bool:
+    """Nobody but one worker alone reaches the level: the budget says nothing about several."""
+    several = [one for one in advice.predictions if one.workers > 1]
+    return advice.best.workers == 1 and bool(several) and all(advice.time(one) is None for one in several)
+
+
+def _too_short(advice: Advice) -> str:
+    samples = wording.count(advice.best.run.finished.samples)
+    return (
+        f"Undecided: with {samples} samples only one worker reaches {_goal(advice)}. Several workers take"
+        f" fewer or"
+        " later updates from as many samples, so a short budget says nothing about them; give more `seconds`"
+        " or"
+        " a nearer target."
     )
 
 

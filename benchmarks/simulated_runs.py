@@ -53,10 +53,10 @@ def method(settings: Settings) -> Method:
 
 def _robust(name: str) -> list[rules.Rule]:
     return {
-        "average(16)": [rules.average(16)],
-        "median(16)": [rules.median(16)],
-        "trimmed_mean(16, 6)": [rules.trimmed_mean(16, 6)],
-        "krum(16, 4, select=8)": [rules.krum(16, 4, select=8)],
+        "average(8)": [rules.average(8)],
+        "median(8)": [rules.median(8)],
+        "trimmed_mean(8, 2)": [rules.trimmed_mean(8, 2)],
+        "krum(8, 2, select=4)": [rules.krum(8, 2, select=4)],
         "reject_outliers": [rules.reject_outliers()],
         "none": [],
     }[name]

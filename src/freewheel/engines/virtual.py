@@ -77,6 +77,7 @@ class Simulation:
         self.fixed = self.method.leases == "fixed" and not any(isinstance(f, Die) for f in self.faults.faults)
         self.progress = [0] * workers  # steps of each worker that the server has seen
         self.slowest = 0
+        self.allowed = -1  # steps begun by the foremost worker that the gate has let through
         self.booked = 0
         self.over_at = 0.0
         self.total = plan.total_leases(job)
@@ -181,13 +182,18 @@ class Simulation:
     def _may_start(self, member: Member) -> bool:
         if self.method.gate.open and not self.method.rounds:
             return True
+        if member.begun <= self.allowed and self.method.gate.slowest:
+            return True  # nobody has moved back since somebody as far ahead was let through
         seen = self.progress[member.number]
         # Its own steps count when they are begun, less those that the server need not have seen.
         self.progress[member.number] = max(seen, member.begun - self.method.in_flight)
         try:
-            return self.session.may_start(member.number, self.progress)
+            may = self.session.may_start(member.number, self.progress)
         finally:
             self.progress[member.number] = seen
+        if may and not self.method.rounds:
+            self.allowed = max(self.allowed, member.begun)
+        return may
 
     def _lease(self, member: Member) -> Lease | None:
         source, context = self.session.job.source, member.context
@@ -363,6 +369,7 @@ class Simulation:
         self._resume(member)
 
     def _resume(self, member: Member) -> None:
+        self.allowed = -1
         others = [done for done in self.progress if done != NEVER_WAITED_FOR]
         self.progress[member.number] = max(min(others, default=0), member.finished)
         self.server.readmit(member.number)

@@ -8,12 +8,11 @@ within one point of uncompressed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean
 
 from benchmarks import harness, reporting
 from benchmarks.harness import Contestant, Store, Values, measure
-from benchmarks.reporting import Check, Report, Table
-from benchmarks.stats import mean_interval
+from benchmarks.reporting import Check, Report
+from benchmarks.simulated_accuracy import points, table_of
 
 WITHIN_POINTS = 1.0
 COMPRESSED_SEEDS = 3
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
     checks = _checks(results, judged)
     title = "Noise in the place of gradients: accuracy on the simulator"
     report = Report(
-        "robustness", title, METHOD, environment, base, [_table(results)], checks, results, options.quick
+        "robustness", title, METHOD, environment, base, [table_of(results)], checks, results, options.quick
     )
     reporting.publish(report, folder)
     store.clear()
@@ -69,50 +68,17 @@ def _contestants(base: Values) -> list[Contestant]:
     return [Contestant(label, "simulate", 1, values) for label, values in settings.items()]
 
 
-def _points(results: dict[str, list[Values]], label: str, reference: str) -> tuple[float, str]:
-    """Mean paired difference in points, and as text with its interval."""
-    pairs = zip(results[label], results[reference], strict=True)
-    points = [100 * (ours["accuracy"] - theirs["accuracy"]) for ours, theirs in pairs]
-    text = f"{fmean(points):+.2f}"
-    if len(points) > 1:
-        low, high, _ = mean_interval(points)
-        text += f" (95 % interval {low:+.2f} to {high:+.2f})"
-    return fmean(points), text
-
-
 def _checks(results: dict[str, list[Values]], judged: bool) -> list[Check]:
     checks = []
     pairs = [(f"noise, {name}", CLEAN) for name in ROBUST] + [(REJECTING, CLEAN_ASYNCHRONOUS)]
     for label, reference in pairs:
-        mean, text = _points(results, label, reference)
+        mean, text = points(results, label, reference)
         met = mean >= -WITHIN_POINTS if judged else None
         checks.append(Check(f"{label} - {reference}, points", f">= {-WITHIN_POINTS:g}", text, met))
-    mean, text = _points(results, PLAIN, CLEAN)
+    mean, text = points(results, PLAIN, CLEAN)
     met = mean < -WITHIN_POINTS if judged else None
     checks.append(Check(f"{PLAIN} - {CLEAN}, points", f"< {-WITHIN_POINTS:g}", text, met))
     return checks
-
-
-def _table(results: dict[str, list[Values]]) -> Table:
-    columns = ("run", "mean accuracy", "every seed", "bytes a push", "dropped", "staleness")
-    rows = []
-    for label, runs in results.items():
-        accuracies = [run["accuracy"] for run in runs]
-        first = runs[0]
-        dropped = sum(first["ledger"]["dropped"].values())
-        rows.append(
-            (
-                label,
-                f"{fmean(accuracies):.4f}",
-                ", ".join(f"{value:.4f}" for value in accuracies),
-                "diverged"
-                if first["diverged"]
-                else f"{first['sent_bytes'] / first['ledger']['pushed']:,.0f}",
-                str(dropped),
-                f"{first['mean_staleness']:.1f}",
-            )
-        )
-    return Table("Every run", columns, rows)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from freewheel.simulation import (
     check_workers,
 )
 from freewheel.simulation.checks import at_least_zero
+from freewheel.tasks import Supervised
 
 
 @final
@@ -78,8 +79,8 @@ class Simulated:
     def run(self, job: Job, monitors: Sequence[Monitor] = ()) -> Result:
         """Trains; Ctrl-C ends the run and returns what was trained."""
         self._check(job)
-        if job.method.granularity == "layer":  # on a virtual clock the layers of a step arrive together
-            job = replace(job, task=replace(job.task, granularity="model"))  # type: ignore[type-var]
+        if isinstance(job.task, Supervised):  # on a virtual clock the layers of a step arrive together
+            job = replace(job, task=replace(job.task, granularity="model"))
         job = replace(job, config={**job.config, **self._described()})
         faults = FaultPlan(self.faults, job.setup.seed)
         world = World(as_times(self.times), self.network, self.server, faults, self.turnaround_s)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from contextlib import suppress
 from functools import partial
 from typing import NamedTuple, final
@@ -14,9 +13,9 @@ from freewheel.engines import plan
 from freewheel.engines.clock import VirtualClock
 from freewheel.engines.fleet import Fleet, Member
 from freewheel.engines.session import Session
+from freewheel.engines.turns import Turns
 from freewheel.engines.wire import Wire
 from freewheel.errors import FreewheelError, TrainingError, WorkerError
-from freewheel.gates import NEVER_WAITED_FOR
 from freewheel.link import received, stamped
 from freewheel.server import Receipt
 from freewheel.simulation import Agenda, Die, FaultPlan, Hang, Network, ServerCost, StepTimes
@@ -72,12 +71,9 @@ class Simulation:
         self.turnaround = world.turnaround_s
         draws = [world.times.sampler(seed, number) for number in range(workers)]
         self.members = [self.fleet.member(number, draw) for number, draw in enumerate(draws)]
-        self.waiting: deque[Member] = deque()
+        self.turns = Turns(session)
         # Leases of a worker that does not come back would stay undone if they were its own.
         self.fixed = self.method.leases == "fixed" and not any(isinstance(f, Die) for f in self.faults.faults)
-        self.progress = [0] * workers  # steps of each worker that the server has seen
-        self.slowest = 0
-        self.allowed = -1  # steps begun by the foremost worker that the gate has let through
         self.booked = 0
         self.over_at = 0.0
         self.total = plan.total_leases(job)
@@ -138,7 +134,7 @@ class Simulation:
             raise TrainingError(
                 f"the simulated run came to a stand at {self.agenda.now:g} s after {self.booked} of"
                 f" {self.total} steps: of {len(self.members)} workers {dead} are dead and"
-                f" {len(self.waiting)} wait; let some come back: die(..., back_after_s=...)"
+                f" {len(self.turns.waiting)} wait; let some come back: die(..., back_after_s=...)"
             )
 
     # --- a step ---
@@ -148,8 +144,7 @@ class Simulation:
         if member.asking:
             member.owed += 1
             return
-        if not self._may_start(member):
-            self.waiting.append(member)
+        if not self.turns.may_start(member):
             return
         lease = self._lease(member)
         if lease is None:
@@ -178,22 +173,6 @@ class Simulation:
         if member.exchange is None or member.exchange.target is self.session.parameters.flat:
             return member.weights.flat
         return member.exchange.target
-
-    def _may_start(self, member: Member) -> bool:
-        if self.method.gate.open and not self.method.rounds:
-            return True
-        if member.begun <= self.allowed and self.method.gate.slowest:
-            return True  # nobody has moved back since somebody as far ahead was let through
-        seen = self.progress[member.number]
-        # Its own steps count when they are begun, less those that the server need not have seen.
-        self.progress[member.number] = max(seen, member.begun - self.method.in_flight)
-        try:
-            may = self.session.may_start(member.number, self.progress)
-        finally:
-            self.progress[member.number] = seen
-        if may and not self.method.rounds:
-            self.allowed = max(self.allowed, member.begun)
-        return may
 
     def _lease(self, member: Member) -> Lease | None:
         source, context = self.session.job.source, member.context
@@ -305,8 +284,7 @@ class Simulation:
         session = self.session
         member.context.sequence = number
         session.end_step(member.context, lease, report, receipt)
-        if self.progress[member.number] != NEVER_WAITED_FOR:
-            self.progress[member.number] += 1
+        self.turns.seen(member)
         self.booked += 1
         self.over_at = max(self.over_at, self.agenda.now)
         if self.booked % self.tick_every == 0:
@@ -327,34 +305,20 @@ class Simulation:
 
     def _wake(self) -> None:
         """Lets those begin who waited for what has just happened."""
-        if not self.waiting:
-            return
-        if self.method.rounds:
-            if self.server.awaits_round(self.waiting[0].number):
-                return
-        elif self.method.gate.slowest:
-            slowest = min(self.progress)
-            if slowest == self.slowest:
-                return
-            self.slowest = slowest
-        waiting = list(self.waiting)
-        self.waiting.clear()
-        for member in waiting:
+        for member in self.turns.freed():
             self._begin(member)
 
     # --- coming and going ---
 
     def _retire(self, member: Member) -> None:
-        self.progress[member.number] = NEVER_WAITED_FOR
-        self.server.retire(member.number)
+        self.turns.leave(member)
         self._wake()
 
     def _die(self, member: Member, lease: Lease, fault: Die) -> None:
         """The lease goes back to the queue, for whoever is ready next."""
         member.dead = True
         self.session.job.source.give_back(lease)
-        self.progress[member.number] = NEVER_WAITED_FOR
-        self.server.retire(member.number)
+        self.turns.leave(member)
         if fault.back_after_s is not None:
             self.agenda.at(self.agenda.now + fault.back_after_s, partial(self._return, member))
         self._wake()
@@ -369,10 +333,7 @@ class Simulation:
         self._resume(member)
 
     def _resume(self, member: Member) -> None:
-        self.allowed = -1
-        others = [done for done in self.progress if done != NEVER_WAITED_FOR]
-        self.progress[member.number] = max(min(others, default=0), member.finished)
-        self.server.readmit(member.number)
+        self.turns.join(member)
         for _ in range(1 + self.method.in_flight):
             self._begin(member)
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from freewheel.exchanges import Accruing, Differing, Elastic, Exchange, Fresh, Local, add
+from freewheel.exchanges import Accruing, Differing, Elastic, Exchange, Fresh, Local
 from freewheel.params import Parameters
+from freewheel.rounds import add_share
 from freewheel.rules import sgd
 from freewheel.server import Server
 from freewheel.update import Update
@@ -220,7 +221,7 @@ def test_elastic_counts_the_examples_since_the_last_exchange() -> None:
 
 def test_sums_count_a_missing_gradient_as_zero() -> None:
     total: list[Tensor | None] = [torch.ones(2), None, None]
-    add(total, [torch.full((2,), 3.0), torch.ones(1), None])
+    add_share(total, [torch.full((2,), 3.0), torch.ones(1), None])
     assert [None if t is None else t.tolist() for t in total] == [[4.0, 4.0], [1.0], None]
 
 

@@ -2,10 +2,11 @@
 
 - ``params.py`` the flat vector and its named views; ``update.py`` what a worker hands the server
 - ``rules/`` what happens to an update; ``schedules.py`` learning rates; ``gates.py`` who may start a step
-- ``server.py`` the only one that changes shared weights; ``shards.py`` spans of them; ``rounds.py`` rounds
+- ``server.py`` the only one that changes shared weights; ``shards.py`` spans of them
+- ``gathering.py`` what it does in synchronous training; ``rounds.py`` one round and its mean
 - ``book.py`` what the server knows of each worker, and the ledger
 - ``conform.py`` gradients laid out as the weights, for rules that work in place
-- ``exchanges.py`` the worker's half of a method: when to pull, what to push; ``link.py`` its end of the line
+- ``exchanges/`` the worker's half of a method: when to pull, what to push; ``link.py`` its end of the line
 - ``sources/`` which batch comes next; ``tasks/`` what one worker computes in one step
 - ``methods/`` named combinations of the above; ``job.py`` what an engine runs, and what comes of it
 - ``engines/`` where and when steps run; ``events.py`` everything that happens, as data

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, final
 
 from freewheel.rules import RuleContext
 from freewheel.update import Update
@@ -69,29 +68,60 @@ class Slot:
         return False
 
 
-def ledger(slots: Sequence[Slot]) -> dict[str, Any]:
-    """The totals over all workers; see :meth:`freewheel.server.Server.ledger`."""
-    counts: Counter[str] = sum((slot.counts for slot in slots), Counter())
-    pushed = sum(slot.pushed for slot in slots)
-    duplicates = counts.pop("duplicate", 0)
-    applied = counts.pop("applied", 0)
-    counts.pop("absorbed", 0)
-    absorbed = sum(slot.released for slot in slots)
-    reasons = {reason: count for reason, count in sorted(counts.items()) if count}
-    return {
-        "pushed": pushed,
-        "applied": applied,
-        "absorbed": absorbed,
-        "pending": pushed - applied - absorbed - sum(reasons.values()),
-        "dropped": reasons,
-        "duplicates": duplicates,
-    }
+@final
+class Book:
+    """All slots, and the totals over them.
 
+    Attributes:
+        slots: one a worker.
+        racing: several threads write at once, without a lock; totals are then summed over the slots.
+    """
 
-def dropped(slots: Sequence[Slot]) -> dict[int, Counter[str]]:
-    """Dropped steps by reason, for every worker that had any."""
-    return {
-        worker: Counter({reason: n for reason, n in dict(slot.counts).items() if reason not in PASSED})
-        for worker, slot in enumerate(slots)
-        if not slot.counts.keys() <= PASSED
-    }
+    def __init__(self, slots: list[Slot]) -> None:
+        self.slots = slots
+        self.racing = False
+        self._version = self._samples = 0
+
+    @property
+    def version(self) -> int:
+        """Number of updates that were applied."""
+        return sum([slot.versions for slot in self.slots]) if self.racing else self._version
+
+    @property
+    def samples(self) -> int:
+        """Examples behind all applied updates."""
+        return sum([slot.samples for slot in self.slots]) if self.racing else self._samples
+
+    def add(self, slot: Slot, samples: int, versions: int = 1) -> None:
+        """Counts what was applied."""
+        slot.samples += samples
+        slot.versions += versions
+        if not self.racing:
+            self._samples += samples
+            self._version += versions
+
+    def ledger(self) -> dict[str, Any]:
+        """The totals over all workers; see :meth:`freewheel.server.Server.ledger`."""
+        counts: Counter[str] = sum((slot.counts for slot in self.slots), Counter())
+        pushed = sum(slot.pushed for slot in self.slots)
+        duplicates = counts.pop("duplicate", 0)
+        applied = counts.pop("applied", 0)
+        counts.pop("absorbed", 0)
+        absorbed = sum(slot.released for slot in self.slots)
+        reasons = {reason: count for reason, count in sorted(counts.items()) if count}
+        return {
+            "pushed": pushed,
+            "applied": applied,
+            "absorbed": absorbed,
+            "pending": pushed - applied - absorbed - sum(reasons.values()),
+            "dropped": reasons,
+            "duplicates": duplicates,
+        }
+
+    def dropped(self) -> dict[int, Counter[str]]:
+        """Dropped steps by reason, for every worker that had any."""
+        return {
+            worker: Counter({reason: n for reason, n in dict(slot.counts).items() if reason not in PASSED})
+            for worker, slot in enumerate(self.slots)
+            if not slot.counts.keys() <= PASSED
+        }

@@ -27,12 +27,13 @@ def weighted_mean(updates: list[Update], total: int) -> Update:
     result: list[Tensor | None] = list(mean.gradients)
     _scale([g for g in result if g is not None], mean.share / total)
     for update in updates[1:]:
-        _add_share(result, update.gradients, update.share / total)
+        add_share(result, update.gradients, update.share / total)
     mean.gradients = result
     return mean
 
 
-def _add_share(result: list[Tensor | None], gradients: list[Tensor | None], share: float) -> None:
+def add_share(result: list[Tensor | None], gradients: list[Tensor | None], share: float = 1.0) -> None:
+    """Adds a share of gradients to a sum, in place; a gradient that is None counts as zero."""
     targets: list[Tensor] = []
     addends: list[Tensor] = []
     for i, gradient in enumerate(gradients):
@@ -40,7 +41,7 @@ def _add_share(result: list[Tensor | None], gradients: list[Tensor | None], shar
             continue
         target = result[i]
         if target is None:
-            result[i] = gradient.mul_(share)
+            result[i] = gradient if share == 1 else gradient.mul_(share)
         else:
             targets.append(target)
             addends.append(gradient)

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from freewheel.book import Slot, dropped, ledger
+from freewheel.book import Book, Slot
 from freewheel.conform import conform
 from freewheel.errors import ConfigurationError
+from freewheel.gathering import Gathering
 from freewheel.params import Parameters
-from freewheel.rounds import Round
 from freewheel.rules import Rule, RuleContext, Span, State, select
 from freewheel.shards import Shard, cut, split
 from freewheel.update import WHOLE, Update
@@ -67,7 +67,7 @@ class Server:
         seed: of the generator that rules may draw from.
 
     Attributes:
-        racing: several threads push without a lock; totals are then summed over the workers' slots.
+        book: what was pushed, applied and dropped, by worker.
 
     Raises:
         ConfigurationError: the rule does not end in a descent, or a number of shards that cannot be.
@@ -91,15 +91,10 @@ class Server:
             )
         self.parameters = parameters
         self.workers = workers
-        self.racing = False
         self.shards = cut(parameters, shards, workers)
         self._head, tail = split(rule) if shards > 1 else (None, rule)
         self._apply_rule = tail.apply
         self._backup = backup
-        self._round = Round(set(range(workers)), workers - backup if backup else None) if rounds else None
-        self._round_verdict = "applied"
-        self._waited = 0  # examples of absorbed rounds that the round under way brings with it
-        self._version = self._samples = 0
         self._whole = self._prepare(self._head if self._head is not None else tail)
         self._parts: dict[tuple[int, ...], Part] = {WHOLE: self._whole}
         self._prepare_shards(tail)
@@ -108,6 +103,10 @@ class Server:
             Slot(RuleContext(worker=worker, workers=workers, planned=planned_samples, generator=generator))
             for worker in range(workers)
         ]
+        self.book = Book(self._slots)
+        self._rounds = (
+            Gathering(workers, backup, self.book, self._apply_mean, parameters.statistics) if rounds else None
+        )
 
     def _prepare(self, rule: Rule) -> Part:
         names = tuple(entry.name for entry in self.parameters.layout.trainable)
@@ -132,12 +131,12 @@ class Server:
     @property
     def version(self) -> int:
         """Number of updates that were applied: the age of the weights."""
-        return sum([slot.versions for slot in self._slots]) if self.racing else self._version
+        return self.book.version
 
     @property
     def samples(self) -> int:
         """Examples behind all applied updates."""
-        return sum([slot.samples for slot in self._slots]) if self.racing else self._samples
+        return self.book.samples
 
     def versions(self) -> tuple[int, ...]:
         """The version of every shard; empty where there is only one."""
@@ -178,8 +177,8 @@ class Server:
             return Receipt("duplicate", 0)
         staleness = self.version - update.version
         self._open(update, slot)
-        if self._round is not None:
-            return self._gather(update, self._round)
+        if self._rounds is not None:
+            return self._gather(update, self._rounds)
         status = update.rejected or self._apply(update, slot, staleness)
         if not update.last:
             if status != "applied":
@@ -210,8 +209,8 @@ class Server:
         if slot.is_duplicate(update):
             return Receipt("duplicate", 0)
         self._open(update, slot)
-        if self._round is not None:
-            return self._gather(update, self._round)
+        if self._rounds is not None:
+            return self._gather(update, self._rounds)
         staleness = self._staleness(update)
         status = update.rejected or self._apply_head(update, slot, staleness)
         if status != "applied":
@@ -253,11 +252,7 @@ class Server:
         self._release(slot)
         if status != "applied":
             return
-        slot.samples += update.samples
-        slot.versions += 1
-        if not self.racing:
-            self._samples += update.samples
-            self._version += 1
+        self.book.add(slot, update.samples)
         if update.buffers is not None:
             self._blend(update.buffers)
 
@@ -272,22 +267,21 @@ class Server:
     @property
     def gathers(self) -> bool:
         """Whether updates are gathered into rounds."""
-        return self._round is not None
+        return self._rounds is not None
 
     def awaits_round(self, worker: int) -> bool:
         """The worker has pushed into a round that is not over: it must not start another step."""
-        return self._round is not None and worker in self._round
+        return self._rounds is not None and worker in self._rounds
 
     def retire(self, worker: int) -> None:
         """The worker has no further step for now: rounds go on without it."""
-        if self._round is not None:
-            self._advance(self._round.retire(worker), self._round)
+        if self._rounds is not None:
+            self._rounds.retire(worker)
 
     def readmit(self, worker: int | None = None) -> None:
         """Everybody takes part in rounds again, or one worker."""
-        if self._round is not None:
-            back = range(self.workers) if worker is None else (worker,)
-            self._round.active.update(back)
+        if self._rounds is not None:
+            self._rounds.readmit(range(self.workers) if worker is None else (worker,))
 
     # --- the book ---
 
@@ -296,11 +290,11 @@ class Server:
 
         Absorbed updates have gone into an aggregate; those that wait in a buffer or a round are pending.
         """
-        return ledger(self._slots)
+        return self.book.ledger()
 
     def dropped(self) -> dict[int, Counter[str]]:
         """Dropped steps by reason, for every worker that had any."""
-        return dropped(self._slots)
+        return self.book.dropped()
 
     # --- inside ---
 
@@ -363,54 +357,13 @@ class Server:
         context.verdict = "applied"
         return context
 
-    def _gather(self, update: Update, gathering: Round) -> Receipt:
+    def _gather(self, update: Update, rounds: Gathering) -> Receipt:
         late = self._staleness(update) if self._backup else 0
         if late:
             self.finish(update, update.rejected or "late")
             return Receipt(update.rejected or "late", late)
-        self._advance(gathering.add(update), gathering)
+        rounds.take(update)
         return Receipt(update.rejected or "pending", 0)
-
-    def _advance(self, means: list[Update], gathering: Round) -> None:
-        """Applies what a round has completed, and books the round when it is over."""
-        for mean in means:
-            verdict = self._apply_round(mean, gathering) if mean.last else self._apply_mean(mean)
-            if verdict != "applied":
-                self._round_verdict = verdict
-        if not gathering.is_over():
-            return
-        status, self._round_verdict = self._round_verdict, "applied"
-        closed = gathering.close()
-        applied = [update for update in closed if not update.rejected] if status == "applied" else []
-        for update in closed:
-            slot = self._slots[update.worker]
-            slot.counts[update.rejected or status] += 1
-        for update in applied:
-            self._slots[update.worker].samples += update.samples
-            self._samples += update.samples
-        if applied:
-            slot = self._slots[closed[0].worker]
-            slot.versions += 1
-            self._version += 1
-            slot.samples += self._waited
-            self._samples += self._waited
-        self._waited = 0
-        buffers = [update.buffers for update in applied if update.buffers is not None]
-        if buffers:
-            self.parameters.statistics.copy_(torch.stack(buffers).mean(0) if len(buffers) > 1 else buffers[0])
-
-    def _apply_round(self, mean: Update, gathering: Round) -> str:
-        """A whole round's mean: to rules it is one update of all its examples, in place of all its pushes."""
-        good = [update for update in gathering.closed() if not update.rejected]
-        others, total = len(good) - 1, sum(update.samples for update in good)
-        slot, own = self._slots[mean.worker], mean.samples
-        mean.samples, slot.context.released = total, others
-        verdict = self._apply_mean(mean)
-        if verdict != "absorbed":
-            slot.released += slot.context.released - others
-        self._waited = mean.samples - total  # of rounds that were absorbed before
-        mean.samples, slot.context.released = own, 0
-        return verdict
 
     def _apply_mean(self, mean: Update) -> str:
         slot = self._slots[mean.worker]

@@ -82,7 +82,7 @@ class _Crew:
         self.waits = self.workers > 1 and (method.rounds or not method.gate.open)
         exclusive = method.rule_for(self.workers).exclusive
         self.locked = self.workers > 1 and (self.waits or exclusive)
-        session.server.racing = self.workers > 1 and not self.locked
+        session.server.book.racing = self.workers > 1 and not self.locked
         if shard_locks:
             for shard in session.server.shards:
                 shard.lock = threading.Lock()

@@ -112,6 +112,13 @@ def test_max_seconds_ends_the_run_of_threads(method: str) -> None:
     assert adds_up(result.ledger)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_epochs_that_are_over_at_once_do_not_hide_the_clock(workers: int) -> None:
+    result = train(network(), ALL["hogwild"], "threads", workers=workers, epochs=50, max_seconds=1e-6)
+    assert result.reason == "max_seconds"
+    assert result.samples <= SAMPLES
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("method", KINDS)
 def test_max_samples_ends_the_run(engine: str, method: str) -> None:

@@ -138,6 +138,7 @@ class _Crew:
                 self.changed.notify_all()
             self._await_standing()
             session.stop_clock()
+            session.out_of_time()  # a segment may be over before anybody has looked at the clock
             session.settle(final=segment.last or session.reason is not None)
             session.evaluate()
             if session.reason is not None:

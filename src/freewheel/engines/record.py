@@ -130,8 +130,9 @@ class Record:
         items = [self.queue.popleft() for _ in range(len(self.queue))]
         if not items:
             return
+        # Not zip(*items): an iterator for every item would set off the garbage collector each time.
         worker, sequence, lease, samples, loss, staleness, seconds = (
-            list(column) for column in zip(*items, strict=True)
+            [item[field] for item in items] for field in range(len(items[0]))
         )
         tally = self._tally
         for w, n in zip(worker, samples, strict=True):

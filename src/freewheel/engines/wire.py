@@ -7,6 +7,7 @@ and for the shard that serves it. Where nothing takes time, everything happens a
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import final
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from freewheel.events import Traffic
 from freewheel.server import Receipt, Server
 from freewheel.shards import Shard
-from freewheel.simulation import Agenda, FaultPlan, Links, Network, ServerCost, Station
+from freewheel.simulation import Agenda, Convoy, FaultPlan, Links, Network, ServerCost, Station
 from freewheel.update import Update
 
 Served = Callable[[tuple[int, ...], float], object]
@@ -53,6 +54,8 @@ class Wire:
         self._sizes = [BYTES * shard.numel for shard in server.shards]
         self._size_of_all = sum(self._sizes)
         self._pushes = [0] * server.workers
+        self._arrivals = [[Convoy(agenda) for _ in server.shards] for _ in range(server.workers)]
+        self._services = [Convoy(agenda) for _ in server.shards]
 
     # --- pulling ---
 
@@ -74,7 +77,9 @@ class Wire:
         for shard in shards:
             now = self._agenda.now
             arrival = now if asked else self.links.send(worker, now, 0)
-            self._agenda.at(arrival, partial(self._ask, worker, shard, target, answers))
+            self._arrivals[worker][shard.index].at(
+                arrival, partial(self._ask, worker, shard, target, answers)
+            )
 
     def _count(self, worker: int) -> None:
         for station, size in zip(self.stations, self._sizes, strict=True):
@@ -87,7 +92,7 @@ class Wire:
         seconds = self._cost.pull_seconds(size)
         done = self.stations[shard.index].serve(self._agenda.now, seconds, size)
         if done > self._agenda.now:
-            self._agenda.at(done, partial(self._answer, worker, shard, target, answers))
+            self._services[shard.index].at(done, partial(self._answer, worker, shard, target, answers))
         else:
             self._answer(worker, shard, target, answers)
 
@@ -110,7 +115,8 @@ class Wire:
         fate = self._faults.push(worker, number)
         if fate.lost:
             self._server.lose(update)
-            self.links.sent[worker] += sum(self._size(update, shard) for shard in self._server.shards)
+            for shard in self._server.shards:  # on its way it takes the links' time all the same
+                self.links.send(worker, self._agenda.now, self._size(update, shard))
             booked(None)
             return
         if fate.noise and update.gradients:
@@ -130,7 +136,8 @@ class Wire:
         delivery = _Delivery(self._server, update, booked)
         for shard in shards:
             arrival = self.links.send(update.worker, now, self._size(update, shard)) + delay_s
-            self._agenda.at(arrival, partial(self._arrive, shard, update, delivery))
+            arrived = partial(self._arrive, shard, update, delivery)
+            self._arrivals[update.worker][shard.index].at(arrival, arrived)
 
     def count(self, update: Update) -> None:
         """Counts the bytes of a push that takes no time."""
@@ -145,7 +152,7 @@ class Wire:
         station = self.stations[shard.index]
         done = station.serve(self._agenda.now, self._cost.push_seconds(size), size)
         if done > self._agenda.now:
-            self._agenda.at(done, partial(delivery.apply, shard))
+            self._services[shard.index].at(done, partial(delivery.apply, shard))
         else:
             delivery.apply(shard)
 
@@ -230,11 +237,7 @@ class _Delivery:
 
 def _copy(update: Update) -> Update:
     """The same message once more. It shares its gradients: what is not new is dropped unread."""
-    again = Update(list(update.gradients))
-    for name in update.__slots__:
-        if name != "gradients":
-            setattr(again, name, getattr(update, name))
-    return again
+    return replace(update, gradients=list(update.gradients))
 
 
 def _nothing(receipt: Receipt | None) -> None:

@@ -54,7 +54,7 @@ from freewheel.simulation.faults import (
 from freewheel.simulation.fleet import pauses, per_worker, slow
 from freewheel.simulation.network import Links, Network
 from freewheel.simulation.noise import replace_by_noise
-from freewheel.simulation.queue import Agenda
+from freewheel.simulation.queue import Agenda, Convoy
 from freewheel.simulation.station import ServerCost, Station
 from freewheel.simulation.times import (
     Sampler,
@@ -69,6 +69,7 @@ from freewheel.simulation.units import parse_rate, parse_seconds
 
 __all__ = [
     "Agenda",
+    "Convoy",
     "Corrupt",
     "Die",
     "Duplicate",

@@ -147,10 +147,13 @@ class Links:
     def _carry(self, own: _Lane, shared: Station, worker: int, now: float, size: int) -> float:
         # The latency comes after the links, in both directions: equal latencies change no order, and unequal
         # ones would need an event of its own for the arrival at the shared link.
-        done = shared.serve(now, size * self._shared_s, size)
-        if self._own_s:
-            mine = own.serve(now, size * self._own_s, size)
-            done = mine if mine > done else done
+        if size:
+            done = shared.serve(now, size * self._shared_s, size)
+            if self._own_s:
+                mine = own.serve(now, size * self._own_s, size)
+                done = mine if mine > done else done
+        else:  # a request takes no time of the links, but waits for what goes before it
+            done = max(now, own.free_at, shared.free_at)
         arrival = done + self._latency[worker]()
         if arrival < own.arrived:
             return own.arrived

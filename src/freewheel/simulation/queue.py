@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from heapq import heappop, heappush
 
 from freewheel.errors import ConfigurationError
@@ -90,3 +91,46 @@ class Agenda:
             action()
         if self.now < until < math.inf:
             self.now = until
+
+
+class Convoy:
+    """What comes over one connection, or out of one queue: what comes at the same time shares an event.
+
+    A request that travels right behind a push arrives with it; taking both off the heap at once saves a third
+    of a simulated step's events. Their order is kept.
+
+    Args:
+        agenda: of the simulation.
+
+    Example:
+        >>> agenda, seen = Agenda(), []
+        >>> convoy = Convoy(agenda)
+        >>> for time, what in ((1.0, "push"), (1.0, "request"), (2.0, "late")):
+        ...     convoy.at(time, lambda what=what: seen.append((agenda.now, what)))
+        >>> len(agenda)
+        2
+        >>> agenda.run()
+        >>> seen
+        [(1.0, 'push'), (1.0, 'request'), (2.0, 'late')]
+    """
+
+    __slots__ = ("_agenda", "_cargo", "_time")
+
+    def __init__(self, agenda: Agenda) -> None:
+        self._agenda = agenda
+        self._time = -1.0
+        self._cargo: list[Action] = []
+
+    def at(self, time: float, action: Action) -> None:
+        """Enters an action, as :meth:`Agenda.at`."""
+        if time == self._time:
+            self._cargo.append(action)
+            return
+        self._time, self._cargo = time, [action]
+        self._agenda.at(time, partial(self._unload, self._cargo))
+
+    def _unload(self, cargo: list[Action]) -> None:
+        if cargo is self._cargo:
+            self._time = -1.0  # what is entered from now on comes after it
+        for action in cargo:
+            action()

@@ -77,7 +77,8 @@ class Indexed(Source):
             order = self._order(epoch)
         start = position * self.batch_size
         indices = order[start : start + self.batch_size]
-        return Lease(number, self._fetch(indices), len(indices))
+        # Asking a tensor for its length takes as long as all the rest of this.
+        return Lease(number, self._fetch(indices), min(self.batch_size, self._size - start))
 
     def first(self) -> Batch:
         """The first batch of the run."""

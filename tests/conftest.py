@@ -46,3 +46,11 @@ def big_data() -> Path:
     folder = Path(named)
     assert folder.is_dir(), f"FREEWHEEL_DATA names no folder: {named}"
     return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a command runs: an empty folder, and a wide terminal."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path

@@ -140,6 +140,7 @@ def fit(
     evaluation = _evaluation(evaluate, model, task, evaluate_every, bptt, stop)
     config = _describe(model, task, setup, precision)
     job = Job(model, task, chosen, source, stop, setup, evaluation, config, Trace() if record else None)
+    runner.check(job)
     result = _run(runner, job, _listening(run_dir, monitors, record), run_dir)
     if run_dir is not None:
         _keep(Path(run_dir), result)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from invoked import runner
 
 import freewheel.commands.advise as command
 from freewheel.advise import advise
@@ -15,16 +15,10 @@ from freewheel.cli import app
 from freewheel.engines.costs import ServerSeconds
 from freewheel.simulation import Network
 
-runner = CliRunner()
+pytestmark = pytest.mark.usefixtures("folder")
+
 FOUND = Calibration((Measurement(1, (0.01,), 16.0, 0.0),), ServerSeconds(1e-4, 1e-4), 18, 2, "hogwild")
 ASKED = "advise images --model mlp --workers 4 --latency 1ms --stragglers 1 --slowdown 3 --max-samples 640"
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
-    return tmp_path
 
 
 def test_it_says_which_method_to_use_and_writes_a_report(

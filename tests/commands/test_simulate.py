@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from invoked import run, runner
 
 from freewheel import Simulated
 from freewheel.calibration import Calibration, Measurement
@@ -19,22 +19,10 @@ from freewheel.engines.costs import ServerSeconds
 from freewheel.errors import ConfigurationError, TrainingError
 from freewheel.simulation import Network, ServerCost, as_times, constant, die, lognormal, lose, measured, slow
 
-runner = CliRunner()
+pytestmark = pytest.mark.usefixtures("folder")
+
 TINY = ("simulate", "images", "--model", "mlp", "--max-samples", "640")
 FOUND = Calibration((Measurement(1, (0.02, 0.03), 16.0, 0.0),), ServerSeconds(0.004, 0.001), 10, 2, "hogwild")
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
-    return tmp_path
-
-
-def run(*arguments: str, code: int = 0) -> str:
-    result = runner.invoke(app, list(arguments))
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 def simulated(options: str) -> str:
@@ -141,6 +129,7 @@ def test_contradictions_are_refused(times: dict[str, Any], message: str) -> None
     [
         ("--workers 0", "--workers must be a whole number >= 1, got 0"),
         ("--workers 2 --slow 4x:2", "names worker 2, but there are 2"),
+        ("--workers 2 --die 2:100", "names worker 2, but there are 2"),
         ("--method hogwild --latency 5ms", "reads the live weights"),
         ("--shards 0", "--shards"),
         ("--set bond=3", "--set names 'bond'"),
@@ -152,6 +141,7 @@ def test_a_refusal_is_one_line_and_code_2(options: str, message: str) -> None:
     assert result.exit_code == 2, result.output
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert re.search(message, line), line
+    assert not Path("runs").exists()
 
 
 def test_deaths_are_printed_as_they_are_written_and_not_as_pictures() -> None:

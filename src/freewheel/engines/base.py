@@ -23,6 +23,14 @@ class Engine(Protocol):
         """For the record."""
         ...
 
+    def check(self, job: Job) -> None:
+        """Refuses a job that it cannot run; called before anything is written.
+
+        Raises:
+            ConfigurationError: names what does not go together, and the remedy.
+        """
+        ...
+
     def run(self, job: Job, monitors: Sequence[Monitor] = ()) -> Result:
         """Trains, and returns what came of it; the job's module holds the trained weights."""
         ...

@@ -131,21 +131,27 @@ class Record:
         if not items:
             return
         # Not zip(*items): an iterator for every item would set off the garbage collector each time.
-        worker, sequence, lease, samples, loss, staleness, seconds = (
-            [item[field] for item in items] for field in range(len(items[0]))
+        steps = Steps(
+            worker=[item[0] for item in items],
+            sequence=[item[1] for item in items],
+            lease=[item[2] for item in items],
+            samples=[item[3] for item in items],
+            loss=[item[4] for item in items],
+            staleness=[item[5] for item in items],
+            seconds=[item[6] for item in items],
         )
         tally = self._tally
-        for w, n in zip(worker, samples, strict=True):
+        for w, n in zip(steps.worker, steps.samples, strict=True):
             tally.samples[w] += n
             tally.steps[w] += 1
-        pushed = [value for value in staleness if value != NOT_PUSHED]
+        pushed = [value for value in steps.staleness if value != NOT_PUSHED]
         tally.staleness.update(pushed)
         tally.recent += len(items)
         tally.pushed += len(pushed)
-        tally.loss_sum += sum(loss)
+        tally.loss_sum += sum(steps.loss)
         tally.staleness_sum += sum(pushed)
         if self.monitors:
-            emit(Steps(worker, sequence, lease, samples, loss, staleness, seconds), self.monitors)
+            emit(steps, self.monitors)
 
     def tick(self, force: bool = False) -> None:
         """Drains the queue and tells monitors how the run stands, a few times a second."""

@@ -42,6 +42,9 @@ class Serial:
 
     name: str = "serial"
 
+    def check(self, job: Job) -> None:
+        """Nothing: every job can be run."""
+
     def run(self, job: Job, monitors: Sequence[Monitor] = ()) -> Result:
         """Trains in the calling thread; Ctrl-C ends the run and returns what was trained."""
         session = session_of(job, monitors, self.name)

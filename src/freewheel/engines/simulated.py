@@ -76,22 +76,8 @@ class Simulated:
         object.__setattr__(self, "faults", FaultPlan(self.faults).faults)
         at_least_zero("turnaround_s", self.turnaround_s, "0.001 is a millisecond")
 
-    def run(self, job: Job, monitors: Sequence[Monitor] = ()) -> Result:
-        """Trains; Ctrl-C ends the run and returns what was trained."""
-        self._check(job)
-        if isinstance(job.task, Supervised):  # on a virtual clock the layers of a step arrive together
-            job = replace(job, task=replace(job.task, granularity="model"))
-        job = replace(job, config={**job.config, **self._described()})
-        faults = FaultPlan(self.faults, job.setup.seed)
-        world = World(as_times(self.times), self.network, self.server, faults, self.turnaround_s)
-        agenda = Agenda()
-        clock = VirtualClock(agenda)
-        session = Session(job, monitors, self.name, clock)
-        with intra_op(job.setup.intra_op_threads), seeded(job):
-            Simulation(session, agenda, clock, world).run()
-        return session.result()
-
-    def _check(self, job: Job) -> None:
+    def check(self, job: Job) -> None:
+        """Refuses times and faults of workers that there are not, live reads over a network, and streams."""
         workers = job.setup.workers
         check_workers("times", as_times(self.times).named, workers)
         check_workers("faults", FaultPlan(self.faults).named, workers)
@@ -106,6 +92,21 @@ class Simulated:
                 f"{job.method.name} reads the live weights, which workers can only do within one machine, but"
                 f" `network` is {self.network.describe}; use stale_synchronous() or downpour(), or no network"
             )
+
+    def run(self, job: Job, monitors: Sequence[Monitor] = ()) -> Result:
+        """Trains; Ctrl-C ends the run and returns what was trained."""
+        self.check(job)
+        if isinstance(job.task, Supervised):  # on a virtual clock the layers of a step arrive together
+            job = replace(job, task=replace(job.task, granularity="model"))
+        job = replace(job, config={**job.config, **self._described()})
+        faults = FaultPlan(self.faults, job.setup.seed)
+        world = World(as_times(self.times), self.network, self.server, faults, self.turnaround_s)
+        agenda = Agenda()
+        clock = VirtualClock(agenda)
+        session = Session(job, monitors, self.name, clock)
+        with intra_op(job.setup.intra_op_threads), seeded(job):
+            Simulation(session, agenda, clock, world).run()
+        return session.result()
 
     def _described(self) -> dict[str, Any]:
         return {

@@ -52,6 +52,9 @@ class Threads:
         if self.locks not in ("none", "shard"):
             raise ConfigurationError(f"`locks` must be 'none' or 'shard', got {self.locks!r}")
 
+    def check(self, job: Job) -> None:
+        """Nothing: every job can be run."""
+
     def run(self, job: Job, monitors: Sequence[Monitor] = ()) -> Result:
         """Trains; Ctrl-C lets the workers finish their step and returns what was trained."""
         session = session_of(job, monitors, self.name)

@@ -8,28 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from invoked import run
 
-from freewheel.cli import app
 from freewheel.commands import recipe_file
 from freewheel.commands import train as train_command
 from freewheel.errors import TrainingError
 from freewheel.recording import Recording
 
+pytestmark = pytest.mark.usefixtures("folder")
+
 TINY = ("--model", "mlp", "--max-samples", "480", "--workers", "3", "--evaluate-every", "240")
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    return tmp_path
-
-
-def run(*arguments: str, code: int = 0) -> str:
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 def train(*options: str, method: str = "stale_synchronous") -> str:

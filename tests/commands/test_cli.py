@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from invoked import run, runner
 
 import freewheel
 from freewheel import cli
@@ -26,21 +26,9 @@ from freewheel.errors import TrainingError
 from freewheel.events import Evaluated, Event, RunFinished, RunStarted, to_json
 from freewheel.report import Run
 
-runner = CliRunner()
+pytestmark = pytest.mark.usefixtures("folder")
+
 TINY = ("--model", "mlp", "--max-samples", "320", "--workers", "2")
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
-    return tmp_path
-
-
-def run(*arguments: str, code: int = 0) -> str:
-    result = runner.invoke(app, list(arguments))
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 def record(method: str, seed: int = 0, batch_size: int = 16) -> list[Event]:

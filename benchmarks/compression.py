@@ -38,7 +38,16 @@ def main(argv: Sequence[str] | None = None) -> Report:
     checks = _checks(results, judged)
     title = "Compressed gradients: accuracy and bytes on the simulator"
     report = Report(
-        "compression", title, METHOD, environment, base, [table_of(results)], checks, results, options.quick
+        "compression",
+        title,
+        METHOD,
+        environment,
+        base,
+        [table_of(results)],
+        checks,
+        results,
+        options.quick,
+        timed=False,
     )
     reporting.publish(report, folder)
     store.clear()

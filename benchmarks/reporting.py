@@ -48,6 +48,7 @@ class Report:
         checks: against the project's targets.
         raw: every single measurement, for anyone who wants other statistics.
         quick: a trial of the path, whose numbers mean nothing.
+        timed: what it measures depends on who else uses the machine.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Report:
     checks: list[Check]
     raw: Any = field(repr=False)
     quick: bool = False
+    timed: bool = True
 
 
 def publish(report: Report, folder: Path) -> Report:
@@ -95,7 +97,7 @@ def markdown(report: Report) -> str:
         parts += ["## Targets", "", *check_lines(report.checks), ""]
     for table in report.tables:
         parts += [f"## {table.title}", "", *grid(table.columns, table.rows), ""]
-    parts += ["## Machine and settings", "", *_machine(report.environment)]
+    parts += ["## Machine and settings", "", *_machine(report.environment, report.timed)]
     parts += [f"- {name}: {_setting(value)}" for name, value in report.settings.items()]
     return "\n".join(parts) + "\n"
 
@@ -114,7 +116,12 @@ def summary(reports: Sequence[Report]) -> str:
         parts += ["", f"## [{report.title}]({report.name}.md)", "", f"{date}, commit {commit}", ""]
         parts += check_lines(report.checks)
     if reports:
-        parts += ["", "## Machine", "", *_machine(reports[-1].environment)]
+        parts += [
+            "",
+            "## Machine",
+            "",
+            *_machine(reports[-1].environment, any(report.timed for report in reports)),
+        ]
     return "\n".join(parts) + "\n"
 
 
@@ -207,11 +214,12 @@ def warn_if_busy(environment: Values) -> None:
         say(f"warning: the machine was {busy:.0f} % busy before the start; the results will be unreliable")
 
 
-def _machine(environment: Values) -> list[str]:
+def _machine(environment: Values, timed: bool) -> list[str]:
     e = environment
     versions = ", ".join(f"{name} {version}" for name, version in e["versions"].items())
     busy = e["busy_before_percent"]
-    note = " (**somebody else was using it: do not trust the numbers**)" if busy > BUSY_PERCENT else ""
+    doubt = " (**somebody else was using it: do not trust the numbers**)" if busy > BUSY_PERCENT else ""
+    note = doubt if timed else " (nothing here is timed)"
     return [
         f"- {e['cpu']}, {e['cores']} cores, {e['memory_gib']} GiB, {e['system']}",
         f"- Python {e['python']}, {versions}; commit {e['commit']}; {e['date']}",

@@ -51,7 +51,16 @@ def main(argv: Sequence[str] | None = None) -> Report:
     checks = _checks(results, judged)
     title = "Noise in the place of gradients: accuracy on the simulator"
     report = Report(
-        "robustness", title, METHOD, environment, base, [table_of(results)], checks, results, options.quick
+        "robustness",
+        title,
+        METHOD,
+        environment,
+        base,
+        [table_of(results)],
+        checks,
+        results,
+        options.quick,
+        timed=False,
     )
     reporting.publish(report, folder)
     store.clear()

@@ -68,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> Report:
     settings = {**base, "learning rates": {str(k): v for k, v in RATES.items()}, "epochs": EPOCHS}
     raw = {"grid": grid, "best": chosen}
     title = "Stragglers: time to accuracy on the simulator"
-    report = Report("stragglers", title, METHOD, environment, settings, tables, checks, raw, options.quick)
+    report = Report(
+        "stragglers", title, METHOD, environment, settings, tables, checks, raw, options.quick, timed=False
+    )
     reporting.publish(report, folder)
     store.clear()
     return report

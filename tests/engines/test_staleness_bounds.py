@@ -25,6 +25,8 @@ UNEQUAL: dict[str, Engine] = {
     "pauses": freewheel.Simulated(pauses(constant(0.001), 0.1, 0.09)),
 }
 
+SEEN_AT_ONCE = ("one fast", "pauses")
+
 
 def furthest(method: Method, engine: Engine, workers: int, shards: int = 1) -> int:
     """The largest staleness of a run."""
@@ -55,6 +57,21 @@ def test_staleness_never_passes_the_bound(case: str, bound: int, workers: int) -
 def test_pushes_in_flight_add_to_the_bound(case: str, bound: int, in_flight: int) -> None:
     method = freewheel.stale_synchronous(bound, 0.05, in_flight=in_flight)
     assert furthest(method, UNEQUAL[case], 3) <= limit(3, bound, in_flight)
+
+
+@pytest.mark.parametrize("case", SEEN_AT_ONCE)
+@pytest.mark.parametrize("in_flight", [0, 1, 2])
+@pytest.mark.parametrize("bound", [0, 1])
+def test_a_gate_that_is_asked_seldom_is_obeyed_as_one_that_is_always_asked(
+    case: str, bound: int, in_flight: int
+) -> None:
+    method = freewheel.stale_synchronous(bound, 0.05, in_flight=in_flight)
+    always = replace(method, gate=method.gate._replace(slowest=False))
+    seldom, often = (
+        train(network(), one, UNEQUAL[case], workers=3, batch_size=8, epochs=1) for one in (method, always)
+    )
+    assert seldom.history == often.history
+    assert seldom.staleness == often.staleness
 
 
 @pytest.mark.parametrize("case", [case for case in UNEQUAL if case != "threads"])

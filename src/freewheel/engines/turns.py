@@ -14,8 +14,8 @@ class Turns:
     """The progress of all workers, and those who may not begin yet.
 
     With a thousand workers a gate that looks at all of them is the dearest part of a step, so it is asked as
-    seldom as its kind allows: nobody has to be asked for behind whom somebody was let through, and those who
-    wait for the slowest not before that one has moved.
+    seldom as its kind allows: not for those who are no further than somebody whom it would let through
+    whoever was the slowest, and for those who wait for the slowest not before that one has moved.
     """
 
     def __init__(self, session: Session) -> None:
@@ -24,7 +24,7 @@ class Turns:
         self._method = session.job.method
         self._progress = [0] * session.job.setup.workers  # steps of each worker that the server has seen
         self._slowest = 0
-        self._allowed = -1  # steps begun by the foremost worker that the gate has let through
+        self._allowed = -1  # with so many steps nobody is too far ahead of the slowest
         self.waiting: list[Member] = []
 
     def may_start(self, member: Member) -> bool:
@@ -32,17 +32,18 @@ class Turns:
         method, progress, number = self._method, self._progress, member.number
         if method.gate.open and not method.rounds:
             return True
-        if member.begun <= self._allowed and method.gate.slowest:
-            return True
         seen = progress[number]
         # Its own steps count when they are begun, less those that the server need not have seen.
-        progress[number] = max(seen, member.begun - method.in_flight)
+        own = max(seen, member.begun - method.in_flight)
+        if own <= self._allowed:
+            return True
+        progress[number] = own
         may = self._session.may_start(number, progress)
         progress[number] = seen
         if not may:
             self.waiting.append(member)
-        elif not method.rounds:
-            self._allowed = max(self._allowed, member.begun)
+        elif method.gate.slowest and not method.rounds and method.gate.may_start(0, (own, min(progress))):
+            self._allowed = own  # the slowest may be this worker itself, by what the server has seen of it
         return may
 
     def seen(self, member: Member) -> None:

@@ -15,7 +15,8 @@ class Turns:
 
     With a thousand workers a gate that looks at all of them is the dearest part of a step, so it is asked as
     seldom as its kind allows: not for those who are no further than somebody whom it would let through
-    whoever was the slowest, and for those who wait for the slowest not before that one has moved.
+    whoever was the slowest, and for those who wait for the slowest not before that one has moved, unless it
+    waits itself.
     """
 
     def __init__(self, session: Session) -> None:
@@ -72,8 +73,14 @@ class Turns:
                 return []
         elif self._method.gate.slowest:
             slowest = min(self._progress)
-            if slowest == self._slowest:
+            if slowest == self._slowest and not self._last_one_waits(slowest):
                 return []
             self._slowest = slowest
         freed, self.waiting = self.waiting, []
         return freed
+
+    def _last_one_waits(self, slowest: int) -> bool:
+        """The one worker of whom the server has seen least waits itself, and so for others."""
+        if self._progress.count(slowest) > 1:
+            return False
+        return any(self._progress[member.number] == slowest for member in self.waiting)

@@ -107,6 +107,14 @@ def test_a_run_that_nobody_can_finish_says_so(method: str, faults: list[Fault]) 
     assert threading.active_count() == 1
 
 
+def test_a_stand_is_no_end_where_only_the_clock_is_to_end_the_run() -> None:
+    engine = freewheel.Simulated(0.1, faults=[die(0, 1), die(1, 2)])
+    with pytest.raises(
+        TrainingError, match=r"came to a stand at 0\.2 s after 3 steps: of 2 workers 2 are dead"
+    ):
+        train(network(), ALL["hogwild"], engine, workers=2, epochs=None, max_seconds=9.0)
+
+
 @pytest.mark.parametrize("method", ["stale_synchronous", "local_sgd", "synchronous"])
 def test_the_living_do_the_work_of_the_dead(method: str) -> None:
     result = train(network(), ALL[method], freewheel.Simulated(0.1, faults=[die(1, 2)]), workers=3)

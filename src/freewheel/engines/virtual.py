@@ -129,12 +129,13 @@ class Simulation:
         session.record.emit(self.wire.traffic([member.busy_s for member in self.members]))
 
     def _check_complete(self) -> None:
-        if self.total is not None and self.booked < self.total:
-            dead = sum(member.dead for member in self.members)
+        if self.total is None or self.booked < self.total:
+            dead, waiting = sum(member.dead for member in self.members), len(self.turns.waiting)
+            planned = "" if self.total is None else f" of {self.total}"
             raise TrainingError(
-                f"the simulated run came to a stand at {self.agenda.now:g} s after {self.booked} of"
-                f" {self.total} steps: of {len(self.members)} workers {dead} are dead and"
-                f" {len(self.turns.waiting)} wait; let some come back: die(..., back_after_s=...)"
+                f"the simulated run came to a stand at {self.over_at:g} s after {self.booked}{planned} steps:"
+                f" of {len(self.members)} workers {dead} are dead and {waiting} wait; let some come back:"
+                " die(..., back_after_s=...)"
             )
 
     # --- a step ---

@@ -151,6 +151,17 @@ def test_a_request_never_overtakes_the_push_before_it(shards: int) -> None:
     assert server.ledger()["applied"] == 24
 
 
+def test_a_pull_that_takes_no_time_is_served_after_the_push_that_is_done_as_it_comes() -> None:
+    """Though its arrival was known before the push had come: first come, first served."""
+    agenda, server, wire = wired(workers=2, network=Network(1.0), cost=ServerCost(seconds_per_push=0.5))
+    heard = Heard(agenda)
+    wire.push(update(server), heard.book)
+    agenda.at(0.5, lambda: wire.pull(1, None, heard.served))
+    agenda.run()
+    assert heard.booked == [(Receipt("applied", 0), 1.5)]
+    assert heard.pulls == [((1,), 2.5)]
+
+
 @pytest.mark.parametrize("shards", [1, 3])
 def test_a_push_is_booked_with_the_staleness_that_its_shards_found(shards: int) -> None:
     agenda, server, wire = wired(shards, 4, Network(0.1))

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from freewheel.errors import ConfigurationError
-from freewheel.simulation import Agenda
+from freewheel.simulation import Agenda, Convoy
 
 
 def test_events_come_by_time_then_priority_then_the_order_they_were_entered_in() -> None:
@@ -92,3 +92,44 @@ def test_a_time_that_never_comes_is_refused(time: float) -> None:
     with pytest.raises(ConfigurationError, match=rf"`time` must be finite and not before now.*got {time}"):
         agenda.at(time, lambda: None)
     assert len(agenda) == 0
+
+
+def test_a_convoy_keeps_the_order_of_what_comes_at_the_same_time() -> None:
+    """An earlier time in between, as of a message that overtakes, begins another event."""
+    agenda, seen = Agenda(), list[str]()
+    convoy = Convoy(agenda)
+    for time, what in ((2.0, "c"), (2.0, "d"), (1.0, "a"), (1.0, "b"), (2.0, "e")):
+        convoy.at(time, lambda what=what: seen.append(what))  # type: ignore[misc]
+    assert len(agenda) == 3
+    agenda.run(until=1.0)
+    assert seen == ["a", "b"]
+    agenda.run()
+    assert seen == ["a", "b", "c", "d", "e"]
+
+
+def test_what_is_entered_while_a_convoy_unloads_comes_after_it() -> None:
+    agenda, seen = Agenda(), list[str]()
+    convoy = Convoy(agenda)
+
+    def first() -> None:
+        seen.append("a")
+        convoy.at(agenda.now, lambda: seen.append("c"))
+        convoy.at(agenda.now + 1.0, lambda: seen.append("e"))
+        convoy.at(agenda.now, lambda: seen.append("d"))
+
+    convoy.at(1.0, first)
+    convoy.at(1.0, lambda: seen.append("b"))
+    agenda.run()
+    assert seen == ["a", "b", "c", "d", "e"]
+    assert (agenda.now, len(agenda)) == (2.0, 0)
+
+
+@pytest.mark.parametrize("time", [-1.0, 0.5, math.inf, math.nan])
+def test_a_convoy_refuses_each_time_what_its_agenda_refuses(time: float) -> None:
+    agenda = Agenda()
+    convoy = Convoy(agenda)
+    agenda.at(1.0, lambda: None)
+    agenda.run()
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="not before now"):
+            convoy.at(time, lambda: None)

@@ -89,12 +89,8 @@ class Wire:
 
     def _ask(self, worker: int, shard: Shard, target: Tensor | None, answers: _Answers) -> None:
         size = self._sizes[shard.index]
-        seconds = self._cost.pull_seconds(size)
-        done = self.stations[shard.index].serve(self._agenda.now, seconds, size)
-        if done > self._agenda.now:
-            self._services[shard.index].at(done, partial(self._answer, worker, shard, target, answers))
-        else:
-            self._answer(worker, shard, target, answers)
+        answer = partial(self._answer, worker, shard, target, answers)
+        self._serve(shard, self._cost.pull_seconds(size), size, answer)
 
     def _answer(self, worker: int, shard: Shard, target: Tensor | None, answers: _Answers) -> None:
         version = self._read(shard, target)
@@ -149,12 +145,16 @@ class Wire:
 
     def _arrive(self, shard: Shard, update: Update, delivery: _Delivery) -> None:
         size = self._size(update, shard)
-        station = self.stations[shard.index]
-        done = station.serve(self._agenda.now, self._cost.push_seconds(size), size)
-        if done > self._agenda.now:
-            self._services[shard.index].at(done, partial(delivery.apply, shard))
+        self._serve(shard, self._cost.push_seconds(size), size, partial(delivery.apply, shard))
+
+    def _serve(self, shard: Shard, seconds: float, size: int, action: Callable[[], object]) -> None:
+        """Does something when the shard has served everything that came before, and this."""
+        now, services = self._agenda.now, self._services[shard.index]
+        done = self.stations[shard.index].serve(now, seconds, size)
+        if done > now or services.ends_at(done):
+            services.at(done, action)
         else:
-            delivery.apply(shard)
+            action()
 
     def traffic(self, worker_busy_s: list[float]) -> Traffic:
         """What was carried, and how long who was busy.

@@ -97,7 +97,7 @@ class Convoy:
     """What comes over one connection, or out of one queue: what comes at the same time shares an event.
 
     A request that travels right behind a push arrives with it; taking both off the heap at once saves a third
-    of a simulated step's events. Their order is kept.
+    of a simulated step's events. Their order is kept; what others entered in between comes after them.
 
     Args:
         agenda: of the simulation.
@@ -118,7 +118,7 @@ class Convoy:
 
     def __init__(self, agenda: Agenda) -> None:
         self._agenda = agenda
-        self._time = -1.0
+        self._time = math.nan  # of what was entered last; NaN, which equals nothing: it is over
         self._cargo: list[Action] = []
 
     def at(self, time: float, action: Action) -> None:
@@ -126,11 +126,16 @@ class Convoy:
         if time == self._time:
             self._cargo.append(action)
             return
-        self._time, self._cargo = time, [action]
-        self._agenda.at(time, partial(self._unload, self._cargo))
+        cargo = [action]
+        self._agenda.at(time, partial(self._unload, cargo))
+        self._time, self._cargo = time, cargo
+
+    def ends_at(self, time: float) -> bool:
+        """Whether what was entered last comes at this time, and has not come yet."""
+        return time == self._time
 
     def _unload(self, cargo: list[Action]) -> None:
         if cargo is self._cargo:
-            self._time = -1.0  # what is entered from now on comes after it
+            self._time = math.nan  # what is entered from now on comes after it
         for action in cargo:
             action()

@@ -117,6 +117,14 @@ def test_a_budget_in_which_only_one_worker_gets_there_says_nothing_about_several
     assert not advice(rounds((1.0, 0.5), (2.0, 0.9))).words[0].startswith("Undecided")
 
 
+def test_no_budget_is_too_short_for_several_workers_that_all_diverged() -> None:
+    broken = (rounds((1.0, 0.5), reason="error"), free((1.0, 0.4), reason="error"))
+    found = advice(*broken)
+    assert found.words[0].startswith("Stay with one worker")
+    assert any(line.startswith("Diverged: synchronous; stale_synchronous") for line in found.words)
+    assert advice(*broken, free((1.0, 0.4))).words[0].startswith("Undecided")
+
+
 def test_a_target_counts_when_it_held_twice() -> None:
     slow = rounds((1.0, 0.9), (2.0, 0.9), reached=1.5)
     fast = free((0.1, 0.9), (0.2, 0.9), reached=0.5)

@@ -136,19 +136,17 @@ def _undecided(advice: Advice) -> str:
 
 
 def _is_too_short(advice: Advice) -> bool:
-    """Nobody but one worker alone reaches the level: the budget says nothing about several."""
-    several = [one for one in advice.predictions if one.workers > 1]
-    return advice.best.workers == 1 and bool(several) and all(advice.time(one) is None for one in several)
+    """Several workers learn, but only one alone reaches the level: the budget says nothing about several."""
+    learning = [one for one in advice.predictions if one.workers > 1 and not one.diverged]
+    return bool(learning) and advice.best.workers == 1 and all(advice.time(one) is None for one in learning)
 
 
 def _too_short(advice: Advice) -> str:
     samples = wording.count(advice.best.run.finished.samples)
     return (
         f"Undecided: with {samples} samples only one worker reaches {_goal(advice)}. Several workers take"
-        f" fewer or"
-        " later updates from as many samples, so a short budget says nothing about them; give more `seconds`"
-        " or"
-        " a nearer target."
+        " fewer or later updates from as many samples, so a short budget says nothing about them; give more"
+        " `seconds` or a nearer target."
     )
 
 

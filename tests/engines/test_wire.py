@@ -197,6 +197,15 @@ def test_a_lost_push_takes_the_link_nothing_else_and_is_booked_as_none() -> None
     )
 
 
+def test_what_comes_after_a_lost_push_waits_for_the_link_all_the_same() -> None:
+    agenda, server, wire = wired(network=Network(0.0, SIZE / 2.0), faults=(lose(1.0),))
+    heard = Heard(agenda)
+    wire.push(update(server), heard.book)
+    wire.pull(0, None, heard.served)
+    agenda.run()
+    assert heard.pulls == [((0,), 2.0 + 2.0)]
+
+
 @pytest.mark.parametrize("network", [Network(), Network(0.1)], ids=["instant", "network"])
 @pytest.mark.parametrize("shards", [1, 3])
 def test_a_duplicate_takes_the_link_twice_and_is_booked_once(shards: int, network: Network) -> None:

@@ -115,6 +115,12 @@ def test_a_stand_is_no_end_where_only_the_clock_is_to_end_the_run() -> None:
         train(network(), ALL["hogwild"], engine, workers=2, epochs=None, max_seconds=9.0)
 
 
+@pytest.mark.parametrize("method", ["downpour-in_flight", "stale_synchronous-in_flight"])
+def test_who_dies_in_the_first_step_begins_no_other(method: str) -> None:
+    result = train(network(), ALL[method], freewheel.Simulated(0.1, faults=[die(0, 0)]), workers=2)
+    assert [worker.steps for worker in result.workers] == [0, 30]
+
+
 @pytest.mark.parametrize("method", ["stale_synchronous", "local_sgd", "synchronous"])
 def test_the_living_do_the_work_of_the_dead(method: str) -> None:
     result = train(network(), ALL[method], freewheel.Simulated(0.1, faults=[die(1, 2)]), workers=3)

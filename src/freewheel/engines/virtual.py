@@ -142,6 +142,8 @@ class Simulation:
 
     def _begin(self, member: Member) -> None:
         """Begins a step: takes a lease and asks for weights, unless the worker has to wait."""
+        if member.dead:  # with pushes in flight it may have died in one step when it was to begin another
+            return
         if member.asking:
             member.owed += 1
             return

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from freewheel.exchanges import Accruing, Differing, Elastic, Exchange, Fresh, Local
 from freewheel.params import Parameters
-from freewheel.rounds import add_share
 from freewheel.rules import sgd
 from freewheel.server import Server
-from freewheel.update import Update
+from freewheel.update import Update, add_share
 
 
 def local(workers: int = 1, pace: float = 1.0) -> Local:

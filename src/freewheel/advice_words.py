@@ -130,8 +130,8 @@ def _failed(advice: Advice) -> Iterator[str]:
 
 def _undecided(advice: Advice) -> str:
     return (
-        f"Undecided: no method reaches {_goal(advice)} in this budget; give more `seconds`, a nearer target,"
-        " or another learning rate."
+        f"Undecided: no method reaches {_goal(advice)} in this budget; give more `seconds` or `max_samples`,"
+        " a nearer target, or another learning rate."
     )
 
 
@@ -146,7 +146,7 @@ def _too_short(advice: Advice) -> str:
     return (
         f"Undecided: with {samples} samples only one worker reaches {_goal(advice)}. Several workers take"
         " fewer or later updates from as many samples, so a short budget says nothing about them; give more"
-        " `seconds` or a nearer target."
+        " `seconds` or `max_samples`, or a nearer target."
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from freewheel.update import Update
+from freewheel.update import Update, add_share
 
 
 def weighted_mean(updates: list[Update], total: int) -> Update:
@@ -30,23 +30,6 @@ def weighted_mean(updates: list[Update], total: int) -> Update:
         add_share(result, update.gradients, update.share / total)
     mean.gradients = result
     return mean
-
-
-def add_share(result: list[Tensor | None], gradients: list[Tensor | None], share: float = 1.0) -> None:
-    """Adds a share of gradients to a sum, in place; a gradient that is None counts as zero."""
-    targets: list[Tensor] = []
-    addends: list[Tensor] = []
-    for i, gradient in enumerate(gradients):
-        if gradient is None:
-            continue
-        target = result[i]
-        if target is None:
-            result[i] = gradient if share == 1 else gradient.mul_(share)
-        else:
-            targets.append(target)
-            addends.append(gradient)
-    if targets:
-        torch._foreach_add_(targets, addends, alpha=share)
 
 
 def _scale(gradients: list[Tensor], factor: float) -> None:

@@ -1,18 +1,18 @@
-"""An update: what one worker hands the server. Data only."""
+"""An update: what one worker hands the server."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Granularity = Literal["model", "layer"]
 """How much of a model one update covers: all of it, or one parameter, pushed in the backward pass."""
 
-WHOLE: tuple[
-    int, ...
-] = ()  # stands for "every trainable entry", so that the common case needs no tuple of all
+WHOLE: tuple[int, ...] = ()
+"""Stands for every trainable entry, so that the common case needs no tuple of all."""
 
 
 @dataclass(slots=True)
@@ -60,3 +60,20 @@ class Update:
     def share(self) -> int:
         """What it counts in the mean of a round."""
         return self.samples if self.weight is None else self.weight
+
+
+def add_share(result: list[Tensor | None], gradients: list[Tensor | None], share: float = 1.0) -> None:
+    """Adds a share of gradients to a sum, in place; a gradient that is None counts as zero."""
+    targets: list[Tensor] = []
+    addends: list[Tensor] = []
+    for i, gradient in enumerate(gradients):
+        if gradient is None:
+            continue
+        target = result[i]
+        if target is None:
+            result[i] = gradient if share == 1 else gradient.mul_(share)
+        else:
+            targets.append(target)
+            addends.append(gradient)
+    if targets:
+        torch._foreach_add_(targets, addends, alpha=share)

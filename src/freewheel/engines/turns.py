@@ -57,6 +57,10 @@ class Turns:
         self._progress[member.number] = NEVER_WAITED_FOR
         self._server.retire(member.number)
 
+    def forget(self, member: Member) -> None:
+        """The steps for which the worker waits will not be."""
+        self.waiting = [waiting for waiting in self.waiting if waiting is not member]
+
     def join(self, member: Member) -> None:
         """The worker takes part again, no further behind than the slowest."""
         self._allowed = -1

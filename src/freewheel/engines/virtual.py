@@ -280,7 +280,12 @@ class Simulation:
         member.busy_s += self.turnaround
         again = self.agenda.now + self.turnaround
         self.over_at = max(self.over_at, again)
-        self.agenda.at(again, partial(self._begin, member))
+        self.agenda.at(again, partial(self._begin_again, step))
+
+    def _begin_again(self, step: Step) -> None:
+        """After the turnaround, unless the worker has died and come back meanwhile."""
+        if step.member.life == step.life:
+            self._begin(step.member)
 
     def _book(self, step: Step, number: int, receipt: Receipt | None) -> None:
         member, lease, report = step.member, step.lease, step.report
@@ -318,12 +323,14 @@ class Simulation:
         self._wake()
 
     def _die(self, member: Member, lease: Lease, fault: Die) -> None:
-        """The lease goes back to the queue, for whoever is ready next."""
-        member.dead = True
+        """The lease goes back to the queue, for whoever is ready next; steps before it are computed."""
+        member.dead, member.owed = True, 0
+        self.turns.forget(member)
         self.session.job.source.give_back(lease)
         self.turns.leave(member)
         if fault.back_after_s is not None:
-            self.agenda.at(self.agenda.now + fault.back_after_s, partial(self._return, member))
+            died_at = max(self.agenda.now, member.ready_at)
+            self.agenda.at(died_at + fault.back_after_s, partial(self._return, member))
         self._wake()
 
     def _return(self, member: Member) -> None:

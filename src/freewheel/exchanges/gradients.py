@@ -8,9 +8,8 @@ from typing import final
 from torch import Tensor
 
 from freewheel.exchanges.base import Descent, Exchange, Local, in_the_name_of
-from freewheel.rounds import add_share
 from freewheel.rules import Rule
-from freewheel.update import Update
+from freewheel.update import Update, add_share
 
 
 @final

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 
@@ -96,6 +97,7 @@ class Network:
         return in_blocks(lambda size: latency * np.exp(jitter * draws.standard_normal(size)))
 
 
+@final
 class Links:
     """The links of one run, with what passed over them.
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from heapq import heappop, heappush
+from typing import final
 
 from freewheel.errors import ConfigurationError
 
@@ -16,6 +17,7 @@ Action = Callable[[], object]
 _NEVER = math.inf
 
 
+@final
 class Agenda:
     """What happens when.
 
@@ -93,6 +95,7 @@ class Agenda:
             self.now = until
 
 
+@final
 class Convoy:
     """What comes over one connection, or out of one queue: what comes at the same time shares an event.
 

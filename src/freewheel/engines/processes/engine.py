@@ -62,7 +62,7 @@ class Processes:
         device = next(job.module.parameters()).device
         if device.type != "cpu":
             raise ConfigurationError(
-                f"`engine`='processes' shares weights in the memory of the processor, but `model` is on {device};"
+                f"`engine`='processes' shares weights in the processor's memory, but `model` is on {device};"
                 " use engine='threads', or model.cpu()"
             )
         if job.trace is not None:

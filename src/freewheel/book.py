@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -30,6 +31,26 @@ class Slot:
     pushed: int = 0
     released: int = 0  # absorbed updates that have gone into an aggregate since
     counts: Counter[str] = field(default_factory=Counter)  # finished pushes by verdict
+
+    def state(self) -> dict[str, Any]:
+        """What is known, for a checkpoint."""
+        plain = ("versions", "samples", "sequence", "incarnation", "verdict", "pushed", "released")
+        return {
+            **{name: getattr(self, name) for name in plain},
+            "missing": list(self.missing),
+            "pieces": sorted(self.pieces),
+            "counts": dict(self.counts),
+            "absorbed": self.context.released,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Knows what was known then."""
+        for name in ("versions", "samples", "sequence", "incarnation", "verdict", "pushed", "released"):
+            setattr(self, name, state[name])
+        self.missing = dict.fromkeys(state["missing"])
+        self.pieces = set(state["pieces"])
+        self.counts = Counter(state["counts"])
+        self.context.released = state["absorbed"]
 
     def has_seen(self, sequence: int) -> bool:
         """Whether this step was closed before; steps may arrive in another order than they were taken."""
@@ -91,6 +112,17 @@ class Book:
     def samples(self) -> int:
         """Examples behind all applied updates."""
         return sum([slot.samples for slot in self.slots]) if self.racing else self._samples
+
+    def state(self) -> list[dict[str, Any]]:
+        """What is known of every worker, for a checkpoint."""
+        return [slot.state() for slot in self.slots]
+
+    def restore(self, state: Sequence[Mapping[str, Any]]) -> None:
+        """Knows what was known then."""
+        for slot, then in zip(self.slots, state, strict=True):
+            slot.restore(then)
+        self._version = sum(slot.versions for slot in self.slots)
+        self._samples = sum(slot.samples for slot in self.slots)
 
     def add(self, slot: Slot, samples: int, versions: int = 1) -> None:
         """Counts what was applied."""

@@ -8,10 +8,13 @@ import typing
 import pytest
 
 from freewheel.events import (
+    CheckpointFailed,
+    CheckpointWritten,
     Dropped,
     Evaluated,
     Evaluating,
     Event,
+    Resumed,
     RunFinished,
     RunStarted,
     Steps,
@@ -28,6 +31,9 @@ EVENTS: list[Event] = [
     Tick(1.5, [10, 20], 0.5, 1.0, 1024, 2.5),
     Evaluating(),
     Evaluated(1.5, 30, 0.1, {"accuracy": 0.9}),
+    Resumed("runs/first/checkpoints/40", 1.5, [10, 20], 40),
+    CheckpointWritten("runs/first/checkpoints/40", 1.5, 40, 1024, 0.25),
+    CheckpointFailed(1.5, 40, "No space left on device"),
     Dropped(1, "non-finite", 3),
     WorkerFailed(1, 7, "ValueError: bad"),
     Traffic([10, 20], [30, 40], [0.5, 0.75], [100], [0.125], [0.0625], [1.5, 2.5]),

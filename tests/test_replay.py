@@ -367,7 +367,7 @@ def test_a_recording_is_small(tmp_path: Path) -> None:
 
 def test_without_record_nothing_is_noted(tmp_path: Path) -> None:
     record(tmp_path, STALE, record=False)
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "events.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "events.jsonl", "checkpoints"}
 
 
 def test_a_job_without_trace_has_a_plain_session() -> None:

@@ -12,6 +12,7 @@
 - ``engines/`` where and when steps run; ``events.py`` everything that happens, as data
 - ``train.py`` fit(), the front door; ``compare.py`` several methods with equal budgets
 - ``recording/`` the order of pulls and pushes; ``replay.py`` a recorded run once more
+- ``checkpoints/`` the whole state of a run on disk, and back
 - ``audit.py`` does the record of a run add up? ``auditing/`` what it looks at
 - ``calibrate.py`` measures this machine for a simulation; ``advise.py`` says which method to use
 - ``monitors/`` who listens; ``report/`` events -> HTML and plots; ``commands/`` the command line
@@ -29,6 +30,7 @@ from freewheel.compare import compare
 from freewheel.comparison import Comparison
 from freewheel.engines import Processes, Serial, Simulated, Threads
 from freewheel.errors import (
+    CheckpointError,
     ConfigurationError,
     DataError,
     FreewheelError,
@@ -58,6 +60,7 @@ __all__ = [
     "Advice",
     "Audit",
     "Calibration",
+    "CheckpointError",
     "Comparison",
     "ConfigurationError",
     "DataError",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, final
 
@@ -12,6 +12,9 @@ from freewheel.update import Update
 
 PASSED = frozenset(("applied", "absorbed", "duplicate"))
 """Verdicts that are no drops."""
+
+PLAIN = ("sequence", "incarnation", "verdict", "pushed", "released")
+"""What a checkpoint holds of a slot as it is."""
 
 REMEMBERED = 4096  # pushes of one worker that have not come though later ones have: late, or lost
 
@@ -39,6 +42,25 @@ class Slot:
     pushed: int = 0
     released: int = 0  # absorbed updates that have gone into an aggregate since
     counts: Counter[str] = field(default_factory=Counter)  # finished pushes by verdict
+
+    def state(self) -> dict[str, Any]:
+        """What is known, for a checkpoint."""
+        return {
+            **{name: getattr(self, name) for name in PLAIN},
+            "missing": list(self.missing),
+            "pieces": sorted(self.pieces),
+            "counts": dict(self.counts),
+            "absorbed": self.context.released,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Knows what was known then."""
+        for name in PLAIN:
+            setattr(self, name, state[name])
+        self.missing = dict.fromkeys(state["missing"])
+        self.pieces = set(state["pieces"])
+        self.counts = Counter(state["counts"])
+        self.context.released = state["absorbed"]
 
     def has_seen(self, sequence: int) -> bool:
         """Whether this step was closed before; steps may arrive in another order than they were taken."""
@@ -104,6 +126,22 @@ class Book:
     def samples(self) -> int:
         """Examples behind all applied updates."""
         return sum(self.samples_of) if self.racing else self._samples
+
+    def state(self) -> dict[str, Any]:
+        """What is known of every worker, for a checkpoint."""
+        return {
+            "slots": [slot.state() for slot in self.slots],
+            "versions": list(self.versions),
+            "samples": list(self.samples_of),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Knows what was known then."""
+        for slot, then in zip(self.slots, state["slots"], strict=True):
+            slot.restore(then)
+        for worker, (versions, samples) in enumerate(zip(state["versions"], state["samples"], strict=True)):
+            self.versions[worker], self.samples_of[worker] = versions, samples
+        self._version, self._samples = sum(self.versions), sum(self.samples_of)
 
     def add(self, slot: Slot, samples: int, versions: int = 1) -> None:
         """Counts what was applied."""

@@ -271,6 +271,8 @@ def _check_arguments(
             raise ConfigurationError(
                 "`monitors` cannot be given to compare(): the runs are in other processes; look at its `runs`"
             )
+        if name == "resume":
+            raise ConfigurationError("`resume` cannot be given to compare(): its runs begin anew")
         if name not in known:
             raise ConfigurationError(f"`{name}` is no argument of fit(); they are {', '.join(known)}")
     for label, own in table.items():

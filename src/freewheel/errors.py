@@ -26,6 +26,10 @@ class DataError(FreewheelError, ValueError):
     """Data is missing, damaged, empty, not finite, or does not fit the model."""
 
 
+class CheckpointError(FreewheelError, ValueError):
+    """A checkpoint cannot be read, or it is not of the run that is to go on from it."""
+
+
 class TrainingError(FreewheelError, RuntimeError):
     """Training cannot go on: it diverged, or a worker raised an error."""
 

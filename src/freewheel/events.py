@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from freewheel.metrics import Target
 
@@ -32,6 +32,16 @@ class RunStarted:
     trainable: int  # number of trainable weights
     target: Target | None
     config: dict[str, Any] = field(default_factory=dict)  # JSON values: settings, versions, machine
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The run goes on from a checkpoint; comes right after `RunStarted`."""
+
+    checkpoint: str  # its folder
+    seconds: float  # training clock of the checkpoint
+    samples: list[int]  # per worker, until then
+    steps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +94,26 @@ class Dropped:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointWritten:
+    """A checkpoint is complete on the disk."""
+
+    folder: str
+    seconds: float  # training clock when the state was copied
+    steps: int
+    bytes: int
+    write_seconds: float  # how long writing took, beside the training
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFailed:
+    """A checkpoint could not be written; the run goes on, and earlier checkpoints are as they were."""
+
+    seconds: float  # training clock when the state was copied
+    steps: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerFailed:
     """A worker raised an error."""
 
@@ -129,13 +159,23 @@ class RunFinished:
     target_seconds: float | None  # training clock when the target first held (and held once more)
 
 
-Event = RunStarted | Steps | Tick | Evaluating | Evaluated | Dropped | WorkerFailed | Traffic | RunFinished
+Event = (
+    RunStarted
+    | Resumed
+    | Steps
+    | Tick
+    | Evaluating
+    | Evaluated
+    | Dropped
+    | CheckpointWritten
+    | CheckpointFailed
+    | WorkerFailed
+    | Traffic
+    | RunFinished
+)
 Monitor = Callable[[Event], None]
 
-_TYPES: dict[str, type[Any]] = {
-    kind.__name__: kind
-    for kind in (RunStarted, Steps, Tick, Evaluating, Evaluated, Dropped, WorkerFailed, Traffic, RunFinished)
-}
+_TYPES: dict[str, type[Any]] = {kind.__name__: kind for kind in get_args(Event)}
 
 
 def to_json(event: Event) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -34,6 +34,15 @@ class Gathering:
         self._statistics = statistics
         self._verdict = "applied"  # of the round under way
         self._waited = 0  # examples of absorbed rounds that the round under way brings with it
+
+    def state(self) -> dict[str, Any]:
+        """The round under way, for a checkpoint."""
+        return {"round": self._round.state(), "verdict": self._verdict, "waited": self._waited}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on with the round that was under way then."""
+        self._round.restore(state["round"])
+        self._verdict, self._waited = state["verdict"], state["waited"]
 
     def __contains__(self, worker: int) -> bool:
         """The worker has pushed into a round that is not over."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -17,6 +17,10 @@ from freewheel.metrics import Target, smaller_is_better
 from freewheel.recording.trace import Trace
 from freewheel.sources import Source
 from freewheel.tasks import Task
+
+if TYPE_CHECKING:
+    from freewheel.checkpoints.origin import Origin
+    from freewheel.checkpoints.saver import Saver
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,21 @@ class Setup:
 
 
 @dataclass(frozen=True)
+class Checkpointing:
+    """Where the state of a run is written to, and where it comes from.
+
+    Attributes:
+        identity: what of the job must be the same where a run goes on, as JSON values.
+        saver: writes checkpoints; None for none.
+        origin: what the run goes on from; None: it begins anew.
+    """
+
+    identity: dict[str, Any]
+    saver: Saver | None = None
+    origin: Origin | None = None
+
+
+@dataclass(frozen=True)
 class Job:
     """Everything that an engine needs.
 
@@ -153,6 +172,7 @@ class Job:
         evaluation: how and when the model is measured; None for never.
         config: further settings for the record, JSON values.
         trace: where the order of pulls and pushes is noted; None if the run is not recorded.
+        checkpoints: where its state is kept, and comes from; None for neither.
     """
 
     module: nn.Module
@@ -164,6 +184,7 @@ class Job:
     evaluation: Evaluation | None = None
     config: dict[str, Any] = field(default_factory=dict)
     trace: Trace | None = None
+    checkpoints: Checkpointing | None = None
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from typing import final
+from collections.abc import Callable, Mapping
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from freewheel.exchanges import Exchange, Local
 from freewheel.rules import Rule, RuleContext, Span
+from freewheel.rules.base import restore
 from freewheel.server import Receipt
 from freewheel.tasks import WorkerContext
 from freewheel.update import Update
@@ -50,6 +51,17 @@ class Outgoing:
         if self._apply(update, self._state, self._context) is None:
             update.gradients, update.rejected = [], self._context.verdict
         return update
+
+    def state(self) -> dict[str, Any]:
+        """What the rule keeps back, and its generator, for a checkpoint."""
+        assert self._context.generator is not None
+        return {"rule": self._state, "generator": self._context.generator.get_state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there."""
+        assert self._context.generator is not None
+        restore(self._state, state["rule"])
+        self._context.generator.set_state(state["generator"])
 
 
 @final
@@ -129,6 +141,26 @@ class Link:
         while self._waiting:
             self._send_now(self._waiting.popleft()[1])
         return found
+
+    def state(self) -> dict[str, Any]:
+        """What the worker holds between two steps, pushes under way included, for a checkpoint."""
+        statistics = self._context.statistics
+        return {
+            "exchange": self.exchange.state(statistics),
+            "outgoing": None if self._outgoing is None else self._outgoing.state(),
+            "sent": self._sent,
+            "steps": self._steps,
+            "waiting": [(step, update.state(statistics)) for step, update in self._waiting],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Holds what was held then."""
+        statistics = self._context.statistics
+        self.exchange.restore(state["exchange"], statistics)
+        if self._outgoing is not None:
+            self._outgoing.restore(state["outgoing"])
+        self._sent, self._steps = state["sent"], state["steps"]
+        self._waiting = deque((step, Update.restored(then, statistics)) for step, then in state["waiting"])
 
     def prepared(self, update: Update) -> Update:
         """The update as it is sent; pushes are numbered by themselves, since not every step has one."""

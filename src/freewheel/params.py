@@ -79,6 +79,12 @@ def _memory_order(tensor: Tensor, channels_last: bool) -> tuple[int, ...]:
     return tuple(sorted(range(tensor.dim()), key=lambda d: (-strides[d], d)))
 
 
+def unusual_orders(module: nn.Module, channels_last: bool) -> dict[str, tuple[int, ...]]:
+    """The parameters, by name, that a flat vector holds with their dimensions in another order than usual."""
+    orders = {name: _memory_order(p, channels_last) for name, p in module.named_parameters()}
+    return {name: order for name, order in orders.items() if order != tuple(range(len(order)))}
+
+
 def _lay_out(tensors: list[tuple[str, Tensor, bool]], channels_last: bool = False) -> Layout:
     entries, offset = [], 0
     for name, tensor, trainable in tensors:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,6 +55,40 @@ class Round:
     needed: int | None = None
     _pieces: dict[tuple[int, ...], dict[int, Update]] = field(default_factory=dict)
     _closed: dict[int, Update] = field(default_factory=dict)
+
+    def state(self) -> dict[str, Any]:
+        """Who takes part and what has come, for a checkpoint.
+
+        An update may be a piece and the end of its step at once, and stays one object: the updates are listed
+        once, and referred to by their place.
+        """
+        updates: dict[int, Update] = {}
+
+        def place(update: Update) -> int:
+            updates.setdefault(id(update), update)
+            return list(updates).index(id(update))
+
+        pieces = {
+            entries: {worker: place(update) for worker, update in found.items()}
+            for entries, found in self._pieces.items()
+        }
+        closed = {worker: place(update) for worker, update in self._closed.items()}
+        return {
+            "active": sorted(self.active),
+            "pieces": pieces,
+            "closed": closed,
+            "updates": [update.state() for update in updates.values()],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Holds what it held then."""
+        updates = [Update.restored(update) for update in state["updates"]]
+        self.active = set(state["active"])
+        self._pieces = {
+            entries: {worker: updates[place] for worker, place in found.items()}
+            for entries, found in state["pieces"].items()
+        }
+        self._closed = {worker: updates[place] for worker, place in state["closed"].items()}
 
     def add(self, update: Update) -> list[Update]:
         """Takes one piece; returns the aggregates that are complete now."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
@@ -15,30 +16,36 @@ from freewheel.monitors.recorder import recorder
 CONFIG, EVENTS, WEIGHTS, REPORT = "config.json", "events.jsonl", "weights.safetensors", "report.html"
 
 
-def begin(folder: Path, steps: bool = False) -> Monitor:
-    """Makes the folder and the monitor that writes its configuration and events.
+def begin(
+    folder: Path, steps: bool = False, earlier: Sequence[Event] | None = None, same: bool = False
+) -> Monitor:
+    """Makes the folder, for its owner only, and the monitor that writes its configuration and events.
 
     Args:
         folder: of the run.
         steps: write every single step, too.
+        earlier: events of a run that goes on; None: the run is new.
+        same: it goes on in this folder, whose events are replaced by these when it begins.
 
     Raises:
         ConfigurationError: the folder cannot be made or written to, or holds a run already.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(
             f"`run_dir` {folder} cannot be made: {error.strerror}; choose another folder"
         ) from error
-    if (folder / EVENTS).is_file() and (folder / EVENTS).stat().st_size:
+    events = folder / EVENTS
+    if not same and events.is_file() and events.stat().st_size:
         raise ConfigurationError(
-            f"`run_dir` {folder} holds a run already; choose another folder, or remove it"
+            f"`run_dir` {folder} holds a run already; choose another folder, or remove it;"
+            f" resume={str(folder)!r} goes on with it"
         )
     try:
         # Writes, because the access rights alone do not tell: a superuser has them on a read-only file
         # system.
-        record = recorder(folder / EVENTS, steps)
+        record = recorder(events, steps, earlier)
     except ConfigurationError as error:
         raise ConfigurationError(
             f"`run_dir` {folder} cannot be written to: {error.__cause__}; choose another folder or change"

@@ -12,6 +12,7 @@ A push has three parts, which an engine may also call one by one when they happe
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from freewheel.errors import ConfigurationError
 from freewheel.gathering import Gathering
 from freewheel.params import Parameters
 from freewheel.rules import Rule, RuleContext, Span, State, select
+from freewheel.rules.base import restore as restore_rule
 from freewheel.shards import Shard, cut, split
 from freewheel.update import WHOLE, Update
 
@@ -98,7 +100,7 @@ class Server:
         self._whole = self._prepare(self._head if self._head is not None else tail)
         self._parts: dict[tuple[int, ...], Part] = {WHOLE: self._whole}
         self._prepare_shards(tail)
-        generator = torch.Generator().manual_seed(seed)
+        self._generator = generator = torch.Generator().manual_seed(seed)
         self._slots = [
             Slot(RuleContext(worker=worker, workers=workers, planned=planned_samples, generator=generator))
             for worker in range(workers)
@@ -306,6 +308,40 @@ class Server:
     def dropped(self) -> dict[int, Counter[str]]:
         """Dropped steps by reason, for every worker that had any."""
         return self.book.dropped()
+
+    # --- checkpoints ---
+
+    def state(self) -> dict[str, Any]:
+        """Everything that it holds, for a checkpoint; tensors are not copied. Nobody may be pushing."""
+        rules = [self._whole.state] + ([shard.state for shard in self.shards] if len(self.shards) > 1 else [])
+        return {
+            "weights": self.parameters.flat,
+            "statistics": self.parameters.statistics,
+            "rules": rules,
+            "applied": [list(shard.applied) for shard in self.shards],
+            "book": self.book.state(),
+            "round": self._rounds.state() if self._rounds is not None else None,
+            "generator": self._generator.get_state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from the state that another server of the same kind had.
+
+        Raises:
+            CheckpointError: the state of the rule is of another rule.
+        """
+        self.parameters.flat.copy_(state["weights"])
+        self.parameters.statistics.copy_(state["statistics"])
+        restore_rule(self._whole.state, state["rules"][0])
+        for shard, then in zip(self.shards, state["rules"][1:], strict=False):
+            restore_rule(shard.state, then)
+        for shard, applied in zip(self.shards, state["applied"], strict=True):
+            for worker, count in enumerate(applied):
+                shard.applied[worker] = count
+        self.book.restore(state["book"])
+        if self._rounds is not None:
+            self._rounds.restore(state["round"])
+        self._generator.set_state(state["generator"])
 
     # --- inside ---
 

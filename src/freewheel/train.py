@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from freewheel import engines, methods
+from freewheel.checkpoints.start import sigterm_as_ctrl_c, with_checkpoints
 from freewheel.engines import Engine
 from freewheel.errors import ConfigurationError, DataError
 from freewheel.evaluation import check_function, check_metrics, over_source
-from freewheel.events import Monitor
+from freewheel.events import Monitor, RunStarted
 from freewheel.inputs import source_of
 from freewheel.job import Evaluation, Job, Result, Setup, Stop
 from freewheel.machine import cores
@@ -60,6 +61,9 @@ def fit(
     monitors: Sequence[Monitor] = (),
     run_dir: str | Path | None = None,
     record: bool = False,
+    checkpoint_every: float | None = 60.0,
+    keep_checkpoints: int = 3,
+    resume: str | Path | None = None,
 ) -> Result:
     """Trains a model, asynchronously on all cores unless told otherwise.
 
@@ -107,12 +111,21 @@ def fit(
             :func:`freewheel.replay` can run it again bit for bit, and :func:`freewheel.audit` check it.
             Needs `run_dir`, workers with a copy of the weights, and data with an index. Pulls and pushes then
             exclude each other, which costs some speed.
+        checkpoint_every: seconds of training between two checkpoints in ``run_dir/checkpoints``: weights,
+            optimizer, workers, position in the data, generators. Workers stand still while it is copied in
+            memory, for a step at most; it is written beside the training. One more is written when the run
+            ends, by Ctrl-C or SIGTERM too, but not by an error. None writes none. A simulated run has none.
+        keep_checkpoints: how many to keep; older ones are removed.
+        resume: the directory of a run, or of one checkpoint, to go on from; needs the arguments of that run,
+            of which only the end (`epochs`, `max_samples`, `max_seconds`, `target`) may be another. Seconds,
+            samples and events go on, too. With the same `run_dir` the run is continued there.
 
     Returns:
         What came of it; ``result.report("report.html")`` shows it.
 
     Raises:
         ConfigurationError: an argument cannot be used.
+        CheckpointError: `resume` has no complete checkpoint, or it is of another job.
         DataError: the data is empty, not finite, or does not fit.
         WorkerError: a worker raised an error, which is its cause, or its process died.
         TrainingError: training diverged.
@@ -135,6 +148,11 @@ def fit(
     stop = Stop(epochs, max_samples, max_seconds, target)
     check_module(model)
     setup = _sharded(setup, shards, model, chosen)
+    if resume is not None and isinstance(data, Iterator):
+        raise ConfigurationError(
+            "`resume` reads the data again up to where the run was, but `data` is an iterator, which can be"
+            " read only once; give an object that can be iterated again, such as a Dataset or a DataLoader"
+        )
     source = _source(data, batch_size, seed, bptt, setup, chosen, stop)
     if record:
         check_recordable(model, chosen, runner.name, source, setup.workers, run_dir)
@@ -142,10 +160,12 @@ def fit(
     evaluation = _evaluation(evaluate, model, task, evaluate_every, bptt, stop)
     config = _describe(model, task, setup, precision)
     job = Job(model, task, chosen, source, stop, setup, evaluation, config, Trace() if record else None)
+    job = with_checkpoints(job, runner.name, run_dir, checkpoint_every, keep_checkpoints, resume)
     runner.check(job)
-    result = _run(runner, job, _listening(run_dir, monitors, record), run_dir)
-    if run_dir is not None:
-        _keep(Path(run_dir), result)
+    with sigterm_as_ctrl_c(job):
+        result = _run(runner, job, _listening(run_dir, monitors, job), run_dir)
+        if run_dir is not None:
+            _keep(Path(run_dir), result)
     return result
 
 
@@ -355,7 +375,7 @@ def _describe(model: nn.Module, task: Supervised, setup: Setup, precision: str) 
     }
 
 
-def _listening(run_dir: str | Path | None, monitors: Sequence[Monitor], steps: bool) -> list[Monitor]:
+def _listening(run_dir: str | Path | None, monitors: Sequence[Monitor], job: Job) -> list[Monitor]:
     if not isinstance(monitors, Sequence) or not all(map(callable, monitors)):
         raise ConfigurationError(
             f"`monitors` must be a list of functions that take an event, got {monitors!r}"
@@ -364,4 +384,9 @@ def _listening(run_dir: str | Path | None, monitors: Sequence[Monitor], steps: b
         return list(monitors)
     from freewheel.rundir import begin
 
-    return [*monitors, begin(Path(run_dir), steps)]
+    folder, steps = Path(run_dir), job.trace is not None
+    origin = job.checkpoints.origin if job.checkpoints is not None else None
+    if origin is None:
+        return [*monitors, begin(folder, steps)]
+    earlier = [event for event in origin.events if not isinstance(event, RunStarted)]
+    return [*monitors, begin(folder, steps, earlier, same=folder.resolve() == origin.run.resolve())]

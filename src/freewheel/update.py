@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -55,6 +56,24 @@ class Update:
     pulled: list[Tensor] | None = field(default=None, repr=False)
     weight: int | None = None
     wire_bytes: int | None = None
+
+    def state(self, statistics: Tensor | None = None) -> dict[str, Any]:
+        """Everything in it, for a checkpoint; tensors are not copied.
+
+        Args:
+            statistics: buffers that are this very tensor, and not a copy, will be the restored worker's own.
+        """
+        fields = {name: getattr(self, name) for name in self.__slots__ if name != "buffers"}
+        own = self.buffers is not None and self.buffers is statistics
+        return {**fields, "own_buffers": own, "buffers": None if own else self.buffers}
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any], statistics: Tensor | None = None) -> Update:
+        """The update that :meth:`state` told of; ``statistics`` are the worker's."""
+        fields = {**state}
+        if fields.pop("own_buffers"):
+            fields["buffers"] = statistics
+        return cls(**fields)
 
     @property
     def share(self) -> int:

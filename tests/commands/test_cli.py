@@ -60,8 +60,10 @@ def test_train_images_prints_a_table_and_writes_the_folder(folder: Path) -> None
     assert {path.name for path in made.iterdir()} == {
         "config.json",
         "events.jsonl",
+        "recipe.json",
         "report.html",
         "weights.safetensors",
+        "checkpoints",
     }
     assert re.search(r"Samples\s+│?\s*320", said)
     assert "hogwild, 2 workers" in said

@@ -13,6 +13,7 @@ from freewheel.errors import ConfigurationError
 from freewheel.recipes.images import images
 from freewheel.recipes.settings import Budget, Hardware, Optimization, Recipe, Settings
 from freewheel.recipes.text import text
+from freewheel.simulation import parse_seconds
 
 RECIPES: dict[str, Callable[[Settings], Recipe]] = {"images": images, "text": text}
 
@@ -38,6 +39,10 @@ Model = Annotated[
         show_default=False,
         help="images: cnn (default), mlp. text: lstm.",
     ),
+]
+WhatOrRun = Annotated[
+    str | None,
+    typer.Argument(metavar="images|text", show_default=False, help="What to learn. Left out with --resume."),
 ]
 BatchSize = Annotated[
     int | None,
@@ -187,6 +192,29 @@ Record = Annotated[
         help="Write the order of pulls and pushes and every step, too, for freewheel replay and audit.",
     ),
 ]
+CheckpointEvery = Annotated[
+    str,
+    typer.Option(
+        "--checkpoint-every",
+        metavar="TIME",
+        rich_help_panel=_WHERE,
+        help="Training time between two checkpoints: 30s, 5min; one more at the end. never: none.",
+    ),
+]
+KeepCheckpoints = Annotated[
+    int,
+    typer.Option("--keep-checkpoints", metavar="N", rich_help_panel=_WHERE, help="How many to keep."),
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        "--resume",
+        metavar="RUN",
+        rich_help_panel=_WHAT,
+        show_default=False,
+        help="Go on with a run from its newest checkpoint, with its settings; its end may be another.",
+    ),
+]
 
 
 def recipe(
@@ -220,6 +248,24 @@ def budget_of(
 ) -> Budget:
     """The budget that these options describe."""
     return Budget(epochs, max_samples, max_seconds, parse_target(target), evaluate_every)
+
+
+def parse_checkpoint_every(text: str) -> float | None:
+    """Seconds between two checkpoints; None for ``never``.
+
+    Raises:
+        ConfigurationError: no time.
+
+    Example:
+        >>> parse_checkpoint_every("5min"), parse_checkpoint_every("never")
+        (300.0, None)
+    """
+    if text == "never":
+        return None
+    try:
+        return parse_seconds(text)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"`checkpoint_every`: {error}; never writes none") from error
 
 
 def hardware_of(engine: str, workers: str, intra_op_threads: int | None, precision: str) -> Hardware:

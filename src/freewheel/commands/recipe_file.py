@@ -1,4 +1,4 @@
-"""What a recorded run was made of, beside its other files: the choices that rebuild the recipe."""
+"""What a run was made of, beside its other files: the choices that rebuild the recipe."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Choice:
         settings: of the recipe.
         set: what was given as ``--set``.
         compression: what was given as ``--compression``.
+        seed: of weights and order of data.
     """
 
     what: str
@@ -33,6 +34,7 @@ class Choice:
     settings: Settings
     set: tuple[str, ...] = ()
     compression: str | None = None
+    seed: int = 0
 
     def recipe(self) -> Recipe:
         """The recipe with these settings."""
@@ -58,15 +60,16 @@ def read(folder: Path) -> Choice:
     file = folder / RECIPE
     if not file.is_file():
         raise DataError(
-            f"{folder} has no {RECIPE}: it is not a run of freewheel train --record; replay runs of your own"
-            " script with freewheel.replay(folder, model, data, ...)"
+            f"{folder} has no {RECIPE}: it is not a run of freewheel train; runs of your own script are"
+            " replayed by freewheel.replay(folder, model, data, ...) and go on by"
+            " freewheel.fit(..., resume=folder)"
         )
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         given, compression = tuple(values["set"]), values["compression"]
         method = values["method"]
         settings = _settings(values["settings"], settings_of(list(given), compression, (method,)))
-        return Choice(values["what"], method, settings, given, compression)
+        return Choice(values["what"], method, settings, given, compression, values["seed"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file} is damaged: {type(error).__name__}: {error}") from error
 
@@ -84,6 +87,7 @@ def _plain(choice: Choice) -> dict[str, Any]:
         "method": choice.method,
         "set": list(choice.set),
         "compression": choice.compression,
+        "seed": choice.seed,
         "settings": {
             "data": settings.data,
             "model": settings.model,

@@ -122,7 +122,7 @@ OPTION_OF = {
             *("data", "method", "engine", "workers", "model", "batch_size", "lr", "momentum", "schedule"),
             *("granularity", "epochs", "max_seconds", "max_samples", "target", "evaluate_every", "seed"),
             *("intra_op_threads", "precision", "run_dir", "seeds", "record", "until"),
-            *("set", "compression", "slow", "die"),
+            *("set", "compression", "slow", "die", "checkpoint_every", "keep_checkpoints", "resume"),
             *("corrupt", "lose", "spread", "slowdown", "stragglers", "step_time", "shards", "times_from"),
         )
     },

@@ -9,10 +9,13 @@ import typer
 from rich.table import Table
 
 from freewheel import Result, fit
+from freewheel.checkpoints.folder import CHECKPOINTS
 from freewheel.commands import method_options as how
 from freewheel.commands import options as opt
 from freewheel.commands.recipe_file import Choice, keeper
+from freewheel.commands.resuming import choice_to_resume, given_options, run_of
 from freewheel.commands.shell import EXIT_INTERRUPTED, err, fresh_folder, out, reported
+from freewheel.errors import ConfigurationError
 from freewheel.monitors import progress
 from freewheel.recipes.settings import Optimization, Recipe, Settings
 from freewheel.recording.log import HEADER
@@ -22,7 +25,8 @@ from freewheel.rundir import REPORT, WEIGHTS
 
 @reported
 def train(
-    what: opt.What,
+    context: typer.Context,
+    what: opt.WhatOrRun = None,
     data: opt.Data = None,
     model: opt.Model = None,
     method: how.MethodName = "hogwild",
@@ -45,11 +49,14 @@ def train(
     precision: opt.Precision = "float32",
     run_dir: opt.RunDir = None,
     record: opt.Record = False,
+    checkpoint_every: opt.CheckpointEvery = "60s",
+    keep_checkpoints: opt.KeepCheckpoints = 3,
+    resume: opt.Resume = None,
 ) -> None:
     """Train a network on all cores, and write weights, events and a report.
 
     Ctrl-C or SIGTERM ends the training cleanly: what was trained until then is measured and written. A second
-    one does without the measuring.
+    one does without the measuring. A run goes on from its newest checkpoint with --resume, whatever ended it.
 
     [bold]Examples[/bold]
 
@@ -64,36 +71,56 @@ def train(
       freewheel train text --max-seconds 60
 
       freewheel train images --model mlp --method downpour --record
+
+      freewheel train --resume runs/20250101-120000-images-hogwild --epochs 10
     """
-    given = how.settings_of(settings, compression, (method,))
-    optimization = Optimization(lr, momentum, schedule, granularity, batch_size, given)
     budget = opt.budget_of(epochs, max_samples, max_seconds, target, evaluate_every)
-    hardware = opt.hardware_of(engine, workers, intra_op_threads, precision)
-    recipe = opt.recipe(
-        what, data=data, model=model, optimization=optimization, budget=budget, hardware=hardware
-    )
-    chosen = recipe.method(method)
-    folder = run_dir or fresh_folder(f"{what}-{method}")
+    if resume is not None:
+        choice = choice_to_resume(resume, budget, given_options(context))
+    else:
+        given = how.settings_of(settings, compression, (method,))
+        optimization = Optimization(lr, momentum, schedule, granularity, batch_size, given)
+        hardware = opt.hardware_of(engine, workers, intra_op_threads, precision)
+        chosen = Settings(data, model, optimization, budget, hardware)
+        choice = Choice(_named(what), method, chosen, tuple(settings or ()), compression, seed)
+    recipe = _recipe(choice)
+    folder = run_dir or (fresh_folder(f"{what}-{method}") if resume is None else run_of(resume))
     _announce(recipe, folder)
-    torch.manual_seed(min(max(seed, 0), 2**32 - 1))  # a bad seed is refused by fit, with the remedy
-    monitors = [progress(err())]
-    if record:
-        chosen_settings = Settings(data, model, optimization, budget, hardware)
-        choice = Choice(what, method, chosen_settings, tuple(settings or ()), compression)
-        monitors.append(keeper(folder, choice))
+    torch.manual_seed(min(max(choice.seed, 0), 2**32 - 1))  # a bad seed is refused by fit, with the remedy
     result = fit(
         recipe.build(),
         recipe.data,
-        method=chosen,
-        seed=seed,
-        monitors=monitors,
+        method=recipe.method(choice.method),
+        seed=choice.seed,
+        monitors=[progress(err()), keeper(folder, choice)],
         run_dir=folder,
         record=record,
+        checkpoint_every=opt.parse_checkpoint_every(checkpoint_every),
+        keep_checkpoints=keep_checkpoints,
+        resume=resume,
         **recipe.arguments,
     )
     _conclude(result, recipe, folder)
     if result.reason == "interrupted":
         raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def _named(what: str | None) -> str:
+    if what is None:
+        raise ConfigurationError("name what to train, images or text, or a run to go on with: --resume RUN")
+    return what
+
+
+def _recipe(choice: Choice) -> Recipe:
+    settings = choice.settings
+    return opt.recipe(
+        choice.what,
+        data=settings.data,
+        model=settings.model,
+        optimization=settings.optimization,
+        budget=settings.budget,
+        hardware=settings.hardware,
+    )
 
 
 def _announce(recipe: Recipe, folder: Path) -> None:
@@ -111,6 +138,8 @@ def _conclude(result: Result, recipe: Recipe, folder: Path) -> None:
     console.print()
     console.print(f"Report:  {folder / REPORT}", markup=False, soft_wrap=True)
     console.print(f"Weights: {folder / WEIGHTS}", markup=False, soft_wrap=True)
+    if result.reason in ("interrupted", "max_seconds") and (folder / CHECKPOINTS).is_dir():
+        console.print(f"Go on:   freewheel train --resume {folder}", markup=False, soft_wrap=True)
     if (folder / HEADER).is_file():
         console.print(f"Replay:  freewheel replay {folder}", markup=False, soft_wrap=True)
 

@@ -19,6 +19,9 @@ class Timekeeper(Protocol):
     def stop(self) -> None:
         """Stands still."""
 
+    def restore(self, seconds: float, cpu_seconds: float) -> None:
+        """Goes on from there; it must stand still."""
+
     def seconds(self) -> float:
         """Training time so far."""
         ...
@@ -53,6 +56,10 @@ class Clock:
             self._cpu += self._processor_seconds() - self._cpu_began
             self._began = None
 
+    def restore(self, seconds: float, cpu_seconds: float) -> None:
+        """Goes on from there; it must stand still."""
+        self._seconds, self._cpu = seconds, cpu_seconds
+
     def seconds(self) -> float:
         """Training time so far."""
         began = self._began
@@ -81,6 +88,9 @@ class VirtualClock:
 
     def stop(self) -> None:
         """Nothing."""
+
+    def restore(self, seconds: float, cpu_seconds: float) -> None:
+        """Nothing: no simulated run goes on from a checkpoint."""
 
     def seconds(self) -> float:
         """The time of the event under way, or of the end of the run."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, NamedTuple
 
 from freewheel.job import Job
 
@@ -16,11 +16,18 @@ class Segment(NamedTuple):
         first: the first lease.
         limit: the lease after the last; None where an epoch's length is unknown.
         last: known to be the last of the run.
+        epoch: epochs that were over before it, where their length is unknown.
     """
 
     first: int
     limit: int | None
     last: bool = False
+    epoch: int = 0
+
+
+def begun(place: Mapping[str, Any]) -> Segment:
+    """The segment in which a checkpoint was taken, as the engine's place tells."""
+    return Segment(*(place[name] for name in Segment._fields))
 
 
 class Done(NamedTuple):
@@ -38,26 +45,38 @@ def planned_samples(job: Job) -> int | None:
     return min(limits) if limits else None
 
 
-def segments(job: Job, done: Callable[[], Done]) -> Generator[Segment, None, str]:
+def segments(
+    job: Job, done: Callable[[], Done], begun: Segment | None = None
+) -> Generator[Segment, None, str]:
     """Opens the source for one segment after the other; returns why there are no more.
 
     Args:
         job: the run.
         done: how far it has come; asked only where an epoch's length is unknown.
+        begun: the segment to go on with, whose source stands where it stood in a checkpoint. It may end
+            elsewhere than it did, if the run is to end elsewhere.
     """
     if job.source.batches is None:
-        return (yield from _of_unknown_length(job, done))
+        return (yield from _of_unknown_length(job, done, begun))
     total = total_leases(job)
     every = leases_between_evaluations(job)
-    first = 0
-    while total is None or first < total:
+    first = 0 if begun is None else begun.first
+    while total is None or first < total or begun is not None:
         limit = first + every
         if total is not None and total - limit < every / 2:
             limit = total  # a short rest is not worth an evaluation of its own
-        job.source.open(first, limit)
+        _open(job, first, limit, begun)
+        begun = None
         yield Segment(first, limit, limit == total)
         first = limit
     return reason(job)
+
+
+def _open(job: Job, first: int, limit: int | None, begun: Segment | None) -> None:
+    if begun is None:
+        job.source.open(first, limit)
+    else:
+        job.source.reopen(limit)
 
 
 def reason(job: Job) -> str:
@@ -65,23 +84,27 @@ def reason(job: Job) -> str:
     return "epochs" if job.stop.epochs is not None and not _is_cut_short(job) else "max_samples"
 
 
-def _of_unknown_length(job: Job, done: Callable[[], Done]) -> Generator[Segment, None, str]:
+def _of_unknown_length(
+    job: Job, done: Callable[[], Done], begun: Segment | None
+) -> Generator[Segment, None, str]:
     """A segment is one epoch, or as many batches as evaluations ask for."""
     stop, source, evaluation = job.stop, job.source, job.evaluation
     every = None
     if evaluation is not None and evaluation.every is not None:
         every = max(1, round(evaluation.every / source.batch_size))
-    epoch = 0
-    while stop.epochs is None or epoch < stop.epochs:
-        first, samples = done()
-        left = None
+    epoch = 0 if begun is None else begun.epoch
+    while stop.epochs is None or epoch < stop.epochs or begun is not None:
+        steps, samples = done()
+        first = steps if begun is None else begun.first
+        limits = [] if every is None else [first + every]
         if stop.max_samples is not None:
             left = max(0, -(-(stop.max_samples - samples) // source.batch_size))
-        if left == 0:
-            return "max_samples"
-        size = min((n for n in (left, every) if n is not None), default=None)
-        source.open(first, None if size is None else first + size)
-        yield Segment(first, None)
+            if left == 0 and begun is None:
+                return "max_samples"
+            limits.append(steps + left)
+        _open(job, first, min(limits, default=None), begun)
+        begun = None
+        yield Segment(first, None, epoch=epoch)
         epoch += source.ended
     return "epochs"
 

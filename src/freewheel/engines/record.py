@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, final
 
@@ -21,6 +21,7 @@ from freewheel.events import (
     Evaluated,
     Event,
     Monitor,
+    Resumed,
     RunFinished,
     RunStarted,
     Steps,
@@ -93,15 +94,61 @@ class Record:
         self._memory = memory or (_nothing if self._virtual else _resident)
         self._start_rss = self._peak_rss = self._memory()
         self._last_tick = 0.0
+        self._earlier: list[Event] = []  # of the run until the checkpoint that it goes on from
+        self._resumed: Resumed | None = None
 
     def done(self) -> Done:
         """How far the run has come, by the steps that were collected."""
         return Done(sum(self._tally.steps), sum(self._tally.samples))
 
+    # --- checkpoints ---
+
+    def state(self) -> dict[str, Any]:
+        """The totals until now, for a checkpoint; of the events, which the run directory has, the number."""
+        self.drain()
+        tally = {**vars(self._tally), "staleness": dict(self._tally.staleness)}
+        tally["dropped"] = {worker: dict(counts) for worker, counts in self._tally.dropped.items()}
+        return {
+            "tally": tally,
+            "history": [asdict(evaluated) for evaluated in self.history],
+            "target_seconds": self.target_seconds,
+            "events": len(self.events),
+            "seconds": self.clock.seconds(),
+            "cpu_seconds": self.clock.cpu_seconds(),
+            "wall_seconds": self._wall_seconds(),
+            "start_rss": self._start_rss,
+            "peak_rss": self._peak_rss,
+        }
+
+    def restore(self, state: Mapping[str, Any], events: Sequence[Event], checkpoint: str) -> None:
+        """Goes on from these totals.
+
+        Args:
+            state: of the checkpoint.
+            events: what had been emitted until then, as far as it is known.
+            checkpoint: the checkpoint's folder.
+        """
+        tally = self._tally = Tally(**{**state["tally"], "staleness": Counter(state["tally"]["staleness"])})
+        tally.dropped = {worker: Counter(counts) for worker, counts in tally.dropped.items()}
+        self.history = [Evaluated(**evaluated) for evaluated in state["history"]]
+        self.target_seconds = state["target_seconds"]
+        self.clock.restore(state["seconds"], state["cpu_seconds"])
+        self._wall_began -= state["wall_seconds"]
+        self._start_rss, self._peak_rss = state["start_rss"], max(self._peak_rss, state["peak_rss"])
+        self._last_tick = state["seconds"]
+        self._earlier = [event for event in events if not isinstance(event, RunStarted)]
+        self._resumed = Resumed(checkpoint, state["seconds"], list(tally.samples), sum(tally.steps))
+
     # --- under way ---
 
     def announce(self) -> None:
-        """Tells monitors that the run begins."""
+        """Tells monitors that the run begins, and where, if it goes on from a checkpoint."""
+        self._announce()
+        self.events += self._earlier
+        if self._resumed is not None:
+            self.emit(self._resumed)
+
+    def _announce(self) -> None:
         job = self.job
         self.emit(
             RunStarted(

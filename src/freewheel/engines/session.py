@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from freewheel.checkpoints import cut
+from freewheel.checkpoints.saver import Cut
+from freewheel.checkpoints.tree import Tree
 from freewheel.engines import plan
 from freewheel.engines.base import measured
 from freewheel.engines.clock import Timekeeper
@@ -64,8 +67,9 @@ class Session:
         self.states: list[Any] = [None] * workers
         self.reason: str | None = None
         self._note = self.record.queue.append
-        self._hopeless = [0] * workers
+        self.hopeless = [0] * workers  # steps in a row, by worker, whose loss was not finite
         self._settled = False  # for good: the run ends
+        self.saver = job.checkpoints.saver if job.checkpoints is not None else None
 
     def _server(self, kind: type[Server] = Server) -> Server:
         """The server of the job's method."""
@@ -176,7 +180,7 @@ class Session:
             )
         )
         context.sequence += 1
-        self._hopeless[context.worker] = hopeless(context.worker, report.loss, self._hopeless[context.worker])
+        self.hopeless[context.worker] = hopeless(context.worker, report.loss, self.hopeless[context.worker])
 
     # --- plan ---
 
@@ -184,10 +188,60 @@ class Session:
         """Examples of the whole run, if that is known beforehand."""
         return plan.planned_samples(self.job)
 
-    def segments(self) -> Iterator[Segment]:
-        """The leases from one evaluation to the next; the caller evaluates after each."""
-        reason = yield from plan.segments(self.job, self.record.done)
+    def segments(self, begun: Segment | None = None) -> Iterator[Segment]:
+        """The leases from one evaluation to the next; the caller evaluates after each.
+
+        Args:
+            begun: the segment that a checkpoint was taken in.
+        """
+        reason = yield from plan.segments(self.job, self.record.done, begun)
         self.reason = self.reason or reason
+
+    # --- checkpoints ---
+
+    def resume(self) -> Tree | None:
+        """Puts everything back to where the checkpoint was taken, before the run is announced.
+
+        Returns:
+            The engine's place in its plan; None if the run begins anew.
+
+        Raises:
+            CheckpointError: the state does not fit; the module has tensors of its own again.
+        """
+        checkpoints = self.job.checkpoints
+        origin = checkpoints.origin if checkpoints is not None else None
+        place = None
+        if origin is not None:
+            self.record.restore(origin.tree["record"], origin.events, str(origin.folder))
+            try:
+                place = cut.restored(self, origin.tree)
+            except BaseException:
+                self.close()
+                raise
+        if self.saver is not None:
+            self.saver.begin(self.clock.seconds(), origin.folder if origin is not None else None)
+        return place
+
+    def wants_cut(self) -> bool:
+        """Whether a checkpoint is due; what has come of earlier ones is told."""
+        if self.saver is None:
+            return False
+        for outcome in self.saver.outcomes():
+            self.record.emit(outcome)
+        return self.saver.is_due(self.clock.seconds())
+
+    def cut(self, place: Tree) -> Cut | None:
+        """A copy of the state of the run, if it writes checkpoints; everybody stands between two steps.
+
+        Args:
+            place: where in its plan the engine is.
+        """
+        return None if self.saver is None else cut.taken(self, place)
+
+    def save(self, state: Cut | None) -> None:
+        """Begins to write a checkpoint; training goes on meanwhile."""
+        if self.saver is not None and state is not None:
+            self.saver.save(state)
 
     # --- evaluation and end ---
 
@@ -275,4 +329,7 @@ class Session:
         return self.record.result(self._finish())
 
     def _finish(self) -> RunFinished:
+        if self.saver is not None:
+            self.saver.wait()
+            self.wants_cut()
         return self.record.finish(self.reason)

@@ -14,8 +14,10 @@ from typing import Literal, final
 
 import torch
 
+from freewheel.checkpoints.saver import Cut
+from freewheel.checkpoints.tree import Tree
 from freewheel.engines.base import seeded
-from freewheel.engines.plan import Segment
+from freewheel.engines.plan import Segment, begun
 from freewheel.engines.recorded import session_of
 from freewheel.engines.session import Session
 from freewheel.errors import ConfigurationError, FreewheelError, WorkerError
@@ -92,11 +94,17 @@ class _Crew:
         self.segment: Segment | None = None
         self.round = 0  # counts segments, so that a worker knows a new one
         self.finished = [-1] * self.workers  # the last segment that each worker has finished
+        self.training = False  # a segment is under way
         self.stopping = False
         self.over = False
         self.abandoned = False
         self.error: BaseException | None = None
-        self.steps = [0] * self.workers  # finished, in the whole run
+        self.steps = [0] * self.workers  # finished, in the whole run; counted where workers wait
+        self.began = [0] * self.workers  # all steps of each worker when the segment began
+        self.left: set[int] = set()  # had no further lease when the checkpoint was taken
+        self.wanted = False  # a checkpoint: everybody is to stand still between two steps
+        self.standing: set[int] = set()  # who does, within a segment
+        self.last: Cut | None = None  # the state of the run that a checkpoint at its end would hold
         self.progress = [0] * self.workers
         session.job.source.lock = threading.Lock()
         session.admit_workers(self._push_locked if self.locked else session.server.push)
@@ -109,15 +117,17 @@ class _Crew:
 
     def run(self) -> None:
         session = self.session
+        place = session.resume()
         try:
             session.record.announce()
             for thread in self.threads:
                 thread.start()
             self._await_standing()
-            self._train()
+            self._train(place)
         except KeyboardInterrupt:
             session.reason = "interrupted"
-            self._halt()
+            self._halt(interrupted=True)
+            session.save(self.last)
             session.measure_what_there_is()
         except BaseException as error:
             self._halt()
@@ -129,24 +139,71 @@ class _Crew:
             finally:
                 session.close()
 
-    def _train(self) -> None:
+    def _train(self, place: Tree | None) -> None:
         session = self.session
-        for segment in session.segments():
+        for segment in session.segments(None if place is None else begun(place)):
             with self.changed:
-                session.server.readmit()
-                self.progress = list(self.steps)
-                self.segment = segment
+                self._open(segment, place)
+                place = None
+                self.segment, self.training = segment, True
                 session.clock.start()
                 self.round += 1
                 self.changed.notify_all()
             self._await_standing()
             session.stop_clock()
+            if not self.stopping:
+                self.last = session.cut(self._place())
+            self.training = False
             session.out_of_time()  # a segment may be over before anybody has looked at the clock
             session.settle(final=segment.last or session.reason is not None)
             session.evaluate()
             if session.reason is not None:
                 break
+        session.save(self.last)
         session.end()
+
+    def _open(self, segment: Segment, place: Tree | None) -> None:
+        """Everybody begins the segment, or goes on where the checkpoint was taken in it."""
+        session = self.session
+        self.left = set()
+        if place is None:
+            self.began = [context.sequence for context in session.contexts]
+        else:
+            self.steps, self.began = place["steps"], place["began"]
+        if place is None or segment.limit != place["limit"]:
+            session.server.readmit()
+        else:
+            self.left = set(place["left"])
+        self.progress = [
+            NEVER_WAITED_FOR if worker in self.left else steps for worker, steps in enumerate(self.steps)
+        ]
+
+    def _place(self) -> Tree:
+        """Where everybody is, for a checkpoint."""
+        assert self.segment is not None
+        left = [worker for worker, finished in enumerate(self.finished) if finished >= self.round]
+        return {**self.segment._asdict(), "steps": self.steps, "began": self.began, "left": left}
+
+    def _cut(self) -> Cut | None:
+        """The state of the run at a moment at which every worker stands between two steps.
+
+        Nobody waits for longer than the others take to finish their step, and for the copy; writing it goes
+        on beside the training. None if a worker has failed.
+        """
+        with self.stood:
+            self.wanted = True
+            try:
+                while self.error is None and not self._stand_between_steps():
+                    self.stood.wait(POLL_S)
+                return None if self.error is not None else self.session.cut(self._place())
+            finally:
+                self.wanted = False
+                self.changed.notify_all()
+
+    def _stand_between_steps(self) -> bool:
+        return all(
+            finished >= self.round or worker in self.standing for worker, finished in enumerate(self.finished)
+        )
 
     def _stand_still(self) -> bool:
         started = zip(self.threads, self.finished, strict=True)
@@ -165,19 +222,30 @@ class _Crew:
                     return
             if self.segment is not None:
                 session.record.tick()
-                if session.out_of_time():
-                    self.stopping = True
+                self._look_up()
 
-    def _halt(self) -> None:
+    def _look_up(self) -> None:
+        """Whether time is up, or a checkpoint is due; workers that stop early give up what they share."""
+        session = self.session
+        if session.out_of_time():
+            if not self.stopping and session.saver is not None:
+                self.last = self._cut()
+            self.stopping = True
+        elif session.wants_cut():
+            session.save(self._cut())
+
+    def _halt(self, interrupted: bool = False) -> None:
         """Lets every worker finish its step; a second Ctrl-C leaves them behind."""
-        self.stopping = True
         try:
+            if interrupted and self.training and not self.stopping and self.session.saver is not None:
+                self.last = self._cut()
+            self.stopping = True
             with self.stood:
                 self.changed.notify_all()
                 while not self._stand_still():
                     self.stood.wait(POLL_S)
         except KeyboardInterrupt:
-            self.abandoned = True
+            self.abandoned = self.stopping = True
             raise
         self.session.stop_clock()
 
@@ -213,11 +281,13 @@ class _Crew:
             return not self.over
 
     def _segment(self, worker: int, segment: Segment) -> None:
+        if worker in self.left:
+            return
         session = self.session
         context, state = session.contexts[worker], session.states[worker]
         task_step, begin_step, end_step = session.job.task.step, session.begin_step, session.end_step
-        step = 0
-        while not self.stopping and (not self.waits or self._may_start(worker)):
+        step = context.sequence - self.began[worker]
+        while not self.stopping and (not (self.waits or self.wanted) or self._may_start(worker)):
             lease = begin_step(worker, segment, step)
             if lease is None:
                 break
@@ -230,11 +300,18 @@ class _Crew:
             self._retire(worker)
 
     def _may_start(self, worker: int) -> bool:
-        may_start = self.session.may_start
+        """Waits for the gate, and while a checkpoint is taken; False if the run is to stop."""
         with self.changed:
-            while not self.stopping and not may_start(worker, self.progress):
+            while not self.stopping and (self.wanted or not self._is_let_through(worker)):
+                self.standing.add(worker)
+                if self.wanted:
+                    self.stood.notify()
                 self.changed.wait()
+            self.standing.discard(worker)
             return not self.stopping
+
+    def _is_let_through(self, worker: int) -> bool:
+        return not self.waits or self.session.may_start(worker, self.progress)
 
     def _advance(self, worker: int) -> None:
         with self.changed:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 from freewheel.conform import conform
 from freewheel.params import Entry
 from freewheel.rules import Rule, RuleContext, Span
+from freewheel.rules.base import restore
 from freewheel.update import Update
 
 
@@ -79,6 +81,15 @@ class Descent:
         self._rule.apply(update, self._state, self._context)
         self._context.samples += update.samples * self._context.workers
 
+    def state(self) -> dict[str, Any]:
+        """The rule's state and what its schedule has seen, for a checkpoint."""
+        return {"rule": self._state, "samples": self._context.samples}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there."""
+        restore(self._state, state["rule"])
+        self._context.samples = state["samples"]
+
 
 class Exchange(ABC):
     """The worker's half of a method.
@@ -110,6 +121,24 @@ class Exchange(ABC):
             pull: copies the server's weights to a vector, should they be needed.
         """
         return None
+
+    def state(self, statistics: Tensor) -> dict[str, Any]:
+        """What the worker holds between two steps, for a checkpoint; tensors are not copied.
+
+        Args:
+            statistics: the worker's running statistics, which updates that are kept refer to.
+        """
+        return {}
+
+    def restore(self, state: Mapping[str, Any], statistics: Tensor) -> None:
+        """Holds what was held then; ``statistics`` are the worker's."""
+        return
+
+
+def copy_back(targets: list[Tensor], then: list[Tensor]) -> None:
+    """Gives tensors the values that they had in a checkpoint."""
+    for target, value in zip(targets, then, strict=True):
+        target.copy_(value)
 
 
 ExchangeMaker = Callable[[Local], Exchange]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import final
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from torch import Tensor
 from freewheel.exchanges.base import Descent, Exchange, Local, in_the_name_of
 from freewheel.rules import Rule
 from freewheel.update import Update
+
+_COUNTS = ("due", "done", "samples", "used", "fresh")
 
 
 @final
@@ -70,6 +73,28 @@ class Differing(Exchange):
         result = self._difference(self._last)
         result.weight = self._used  # by those since the last average alone, who took no step would not count
         return result
+
+    def state(self, statistics: Tensor) -> dict[str, Any]:
+        """Its weights and where they came from, the inner optimizer, and the steps since the last push."""
+        last = self._last
+        if last is not None:
+            last = replace(last, gradients=[])  # used up; the rest names the push that is to come
+        return {
+            "weights": self._local.flat,
+            "origin": self.target,
+            "descent": self._descent.state(),
+            "last": None if last is None else last.state(statistics),
+            **{name: getattr(self, f"_{name}") for name in _COUNTS},
+        }
+
+    def restore(self, state: Mapping[str, Any], statistics: Tensor) -> None:
+        """Goes on from there."""
+        self._local.flat.copy_(state["weights"])
+        self.target.copy_(state["origin"])
+        self._descent.restore(state["descent"])
+        self._last = None if state["last"] is None else Update.restored(state["last"], statistics)
+        for name in _COUNTS:
+            setattr(self, f"_{name}", state[name])
 
     def _emit(self, update: Update) -> Update:
         difference = self._difference(update)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Mapping
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from freewheel.exchanges.base import Descent, Exchange, Local
+from freewheel.exchanges.base import Descent, Exchange, Local, copy_back
 from freewheel.rules import Rule
 from freewheel.update import WHOLE, Update
 
@@ -77,6 +78,23 @@ class Elastic(Exchange):
             self._draw(self._local.weights)
             self._descent.apply(update)
         return None
+
+    def state(self, statistics: Tensor) -> dict[str, Any]:
+        """Its weights, velocity and steps; the pull towards the centre lasts no longer than a step."""
+        return {
+            "weights": self._local.flat,
+            "velocity": self._velocity,
+            "descent": self._descent.state(),
+            "step": self._step,
+            "samples": self._samples,
+        }
+
+    def restore(self, state: Mapping[str, Any], statistics: Tensor) -> None:
+        """Goes on from there."""
+        self._local.flat.copy_(state["weights"])
+        copy_back(self._velocity, state["velocity"])
+        self._descent.restore(state["descent"])
+        self._step, self._samples = state["step"], state["samples"]
 
     def _position(self) -> list[Tensor]:
         if not self._momentum:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import final
+from collections.abc import Callable, Mapping
+from typing import Any, final
 
 from torch import Tensor
 
@@ -76,6 +76,23 @@ class Accruing(Exchange):
     def flush(self, pull: Callable[[Tensor], None]) -> Update | None:
         """The rest of the sum."""
         return self._emit()
+
+    def state(self, statistics: Tensor) -> dict[str, Any]:
+        """Its weights and the rule of its own steps, and the sum since the last push."""
+        return {
+            "weights": self._local.flat,
+            "descent": None if self._descent is None else self._descent.state(),
+            "step": self._step,
+            "accrued": None if self._accrued is None else self._accrued.state(statistics),
+        }
+
+    def restore(self, state: Mapping[str, Any], statistics: Tensor) -> None:
+        """Goes on from there."""
+        self._local.flat.copy_(state["weights"])
+        if self._descent is not None:
+            self._descent.restore(state["descent"])
+        self._step, accrued = state["step"], state["accrued"]
+        self._accrued = None if accrued is None else Update.restored(accrued, statistics)
 
     def _accrue(self, update: Update, gradients: list[Tensor | None]) -> None:
         if self._accrued is None:

@@ -16,6 +16,7 @@ from freewheel.events import (
     Evaluating,
     Event,
     Monitor,
+    Resumed,
     RunFinished,
     RunStarted,
     Tick,
@@ -72,6 +73,9 @@ class _State:
             self.recent.append((event.seconds, tuple(event.samples)))
             while len(self.recent) > 2 and self.recent[1][0] <= event.seconds - WINDOW_S:
                 self.recent.popleft()
+        elif isinstance(event, Resumed):
+            self.seconds = event.seconds
+            self.recent = deque([(event.seconds, tuple(event.samples))])
         elif isinstance(event, Evaluating):
             self.evaluating = time.perf_counter()
         elif isinstance(event, Evaluated):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from freewheel.errors import ConfigurationError
-from freewheel.events import Event, Monitor, Steps, to_json
+from freewheel.events import Event, Monitor, RunStarted, Steps, to_json
 
 
-def recorder(path: str | Path, steps: bool = False) -> Monitor:
+def recorder(path: str | Path, steps: bool = False, earlier: Sequence[Event] | None = None) -> Monitor:
     """A monitor that writes every event to a file, from which a report can be made.
 
     Each event is in the file when the monitor returns, so a run that is killed leaves its record. The file
@@ -22,6 +23,8 @@ def recorder(path: str | Path, steps: bool = False) -> Monitor:
             is there already is replaced at once, so that a place that cannot be written to is noticed before
             the training begins.
         steps: whether to write `Steps` as well; they take about 40 bytes for each step.
+        earlier: events of a run that goes on: the file becomes `RunStarted`, these, and what follows. It is
+            left as it is until the run begins.
 
     Raises:
         ConfigurationError: the file cannot be written, now or later.
@@ -37,9 +40,12 @@ def recorder(path: str | Path, steps: bool = False) -> Monitor:
     """
     path = Path(path)
     waiting: list[str] = []
-    _write(path, "", "w")
+    _write(path, "", "w" if earlier is None else "a")
 
     def record(event: Event) -> None:
+        if isinstance(event, RunStarted) and earlier is not None:
+            _replace(path, [event, *earlier])
+            return
         if isinstance(event, Steps):
             if steps:
                 waiting.append(to_json(event))
@@ -49,6 +55,13 @@ def recorder(path: str | Path, steps: bool = False) -> Monitor:
         _write(path, lines, "a")
 
     return record
+
+
+def _replace(path: Path, events: Sequence[Event]) -> None:
+    """Writes a file beside and renames it: a crash leaves the old or the new one."""
+    beside = path.with_name(path.name + ".new")
+    _write(beside, "".join(f"{to_json(event)}\n" for event in events), "w")
+    beside.replace(path)
 
 
 def _write(path: Path, text: str, mode: Literal["a", "w"]) -> None:

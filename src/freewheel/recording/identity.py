@@ -9,7 +9,7 @@ from typing import Any
 from freewheel.errors import ConfigurationError
 from freewheel.job import Job
 from freewheel.params import running_statistics
-from freewheel.sources import Indexed
+from freewheel.sources import Indexed, Sequences
 from freewheel.tasks import Supervised
 
 
@@ -88,7 +88,7 @@ def _layout(job: Job) -> dict[str, Any]:
 
 def _order(source: Any) -> Any:
     """How the data are shuffled."""
-    return source.order if isinstance(source, Indexed) else None
+    return source.order if isinstance(source, Indexed | Sequences) else None
 
 
 def _name(function: Any) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from freewheel.errors import ConfigurationError
+from freewheel.errors import CheckpointError, ConfigurationError
 from freewheel.update import Update
 
 State = dict[str, Any]
@@ -107,6 +107,44 @@ def select(state: State, positions: Sequence[int]) -> State:
         name: select(value, positions) if isinstance(value, dict) else [value[i] for i in positions]
         for name, value in state.items()
     }
+
+
+def restore(state: State, saved: State) -> None:
+    """Gives a rule's state the values of another of the same rule, in place.
+
+    Args:
+        state: as ``init`` made it; whoever holds its tensors sees the change.
+        saved: what it was; one whose length grew with use (a number a worker) may be longer.
+
+    Raises:
+        CheckpointError: it is of another rule.
+    """
+    if state.keys() != saved.keys():
+        raise CheckpointError(
+            f"the state of the rule has {', '.join(saved) or 'nothing'}, not {', '.join(state) or 'nothing'}"
+        )
+    for name, value in state.items():
+        if isinstance(value, dict):
+            restore(value, saved[name])
+            continue
+        if len(value) != len(saved[name]):
+            raise CheckpointError(f"the rule's {name!r} is of {len(saved[name])} entries, not {len(value)}")
+        for tensor, then in zip(value, saved[name], strict=True):
+            _restore(name, tensor, then)
+
+
+def _restore(name: str, tensor: Tensor | None, then: Tensor | None) -> None:
+    if tensor is None or then is None:
+        if tensor is not then:
+            raise CheckpointError(f"the rule's {name!r} looks after other entries")
+        return
+    if tensor.shape != then.shape:
+        if tensor.dim() != 1 or then.dim() != 1:
+            raise CheckpointError(
+                f"the rule's {name!r} has shape {tuple(then.shape)}, not {tuple(tensor.shape)}"
+            )
+        tensor.resize_(then.shape)
+    tensor.copy_(then)
 
 
 def stateless(_: Span) -> State:

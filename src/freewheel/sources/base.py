@@ -100,6 +100,30 @@ class Source(ABC):
     def acknowledge(self, lease: Lease) -> None:  # noqa: B027  (only streams need it)
         """The update that came of this lease has been pushed."""
 
+    def reopen(self, limit: int | None) -> None:
+        """Goes on after :meth:`restore` with what was open then, up to another limit perhaps."""
+        self._limit = limit
+
+    def state(self) -> dict[str, Any]:
+        """Where it stands, for a checkpoint; call it while nobody takes.
+
+        Whoever found nothing left has counted on all the same; what was not open was not taken.
+        """
+        number = next(self._next)
+        if self._limit is not None:
+            number = min(number, self._limit)
+        self._next = itertools.count(number)
+        return {"next": number, "returned": list(self._returned)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Stands where it stood then; :meth:`reopen` comes next.
+
+        Raises:
+            CheckpointError: the data do not reach as far.
+        """
+        self._next = itertools.count(state["next"])
+        self._returned = deque(state["returned"])
+
     @abstractmethod
     def fetch(self, number: int) -> Lease | None:
         """The batch with this number; None at the end of an epoch of unknown length."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import final
+from collections.abc import Mapping
+from typing import Any, final
 
 from torch import Tensor
 
@@ -60,6 +61,7 @@ class Sequences(Source):
         self._position = [0] * streams
         self._carries = [Carry() for _ in range(streams)]
         self._ready = deque(range(streams))
+        self._resting: set[int] = set()  # groups whose epoch is done
         self._end: float = math.inf  # the position at which a group has finished the epochs that are open
         self.streams = streams
         self.batch_size = batch_size
@@ -75,11 +77,44 @@ class Sequences(Source):
         super().open(first, limit)
         if first == 0:
             self._position = [0] * self.streams
-        self._end = (
-            math.inf if limit is None else -(-limit // self._segments // self.streams) * self._segments
-        )
+        self._end = self._end_of(limit)
         unfinished = [stream for stream in range(self.streams) if self._position[stream] < self._end]
         self._ready = deque(sorted(unfinished, key=self._position.__getitem__))
+        self._resting = set(range(self.streams)).difference(unfinished)
+
+    def _end_of(self, limit: int | None) -> float:
+        return math.inf if limit is None else -(-limit // self._segments // self.streams) * self._segments
+
+    def reopen(self, limit: int | None) -> None:
+        """Goes on after :meth:`restore`; groups that rested begin again if the limit is further off now."""
+        super().reopen(limit)
+        self._end = self._end_of(limit)
+        unfinished = [stream for stream in sorted(self._resting) if self._position[stream] < self._end]
+        self._ready.extend(sorted(unfinished, key=self._position.__getitem__))
+        self._resting.difference_update(unfinished)
+
+    def state(self) -> dict[str, Any]:
+        """As :meth:`Source.state`, with every group's position and hidden state."""
+        return {
+            **super().state(),
+            "position": self._position,
+            "carries": [carry.value for carry in self._carries],
+            "ready": list(self._ready),
+            "resting": sorted(self._resting),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """As :meth:`Source.restore`."""
+        super().restore(state)
+        self._position = list(state["position"])
+        for carry, value in zip(self._carries, state["carries"], strict=True):
+            carry.value = value
+        self._ready, self._resting = deque(state["ready"]), set(state["resting"])
+
+    @property
+    def order(self) -> str:
+        """What the order of the tokens follows from."""
+        return f"{self.streams} streams in segments of {self._steps}"
 
     def take(self) -> Lease | None:
         """The next segment of the group that has waited longest; None when no group is free."""
@@ -113,6 +148,8 @@ class Sequences(Source):
         """The segment is done: the group may be taken again, unless its epoch is over."""
         if self._position[lease.stream] < self._end:
             self._ready.append(lease.stream)
+        else:
+            self._resting.add(lease.stream)
 
     def samples_before(self, number: int) -> int:
         """Tokens in the segments before ``number``, when all groups advance equally."""

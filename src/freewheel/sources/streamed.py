@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, final
 
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
-from freewheel.errors import DataError
+from freewheel.errors import CheckpointError, DataError
 from freewheel.sources.base import Batch, Lease, Source, count_samples
 from freewheel.sources.indexed import Indexed, dataset_fetch
+
+_NOTHING = object()
 
 
 @final
@@ -44,6 +49,7 @@ class Streamed(Source):
         self._given = 0  # batches that this iterator has given
         self._read = 0  # number of the next batch that the iterator will give
         self._waiting: dict[int, Batch] = {}
+        self._began_with: deque[Tensor] = deque(maxlen=2)  # PyTorch's generator when the last epochs began
         self.batches = length
         self.batch_size = samples_in(self.first()) if batch_size is None else batch_size
         self.samples = length * self.batch_size if samples is None and length is not None else samples
@@ -71,6 +77,56 @@ class Streamed(Source):
             batch = self._waiting.pop(number)
         return Lease(number, batch, self._samples_in(batch))
 
+    def state(self) -> dict[str, Any]:
+        """As :meth:`Source.state`: how much was read. Batches that wait are read again, not kept."""
+        begun = self._read - self._given  # the number of the first batch of the epoch that was read last
+        return {
+            **super().state(),
+            "read": self._read,
+            "given": self._given,
+            "reading": self._iterator is not None,
+            "waiting": [(number, number - begun) for number in sorted(self._waiting)],
+            "ended": self.ended,
+            "generators": list(self._began_with),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """As :meth:`Source.restore`: begins the epoch again and passes over what was read.
+
+        The order of the data must be the same as then: fixed, or drawn from PyTorch's generator alone.
+        """
+        super().restore(state)
+        self.ended, self._read, self._given = state["ended"], state["read"], state["given"]
+        self._waiting, self._iterator = {}, None
+        wanted = {place: number for number, place in state["waiting"]}
+        *before, last = state["generators"] or [None]
+        if before and any(place < 0 for place in wanted):  # of the epoch before: its last ones
+            length = self.batches or 0
+            self._pass_over(self._epoch_of(before[-1]), length, wanted, -length)
+        if state["reading"] or any(place >= 0 for place in wanted):
+            iterator = self._epoch_of(last)
+            self._pass_over(iterator, self._given, wanted, 0)
+            self._iterator = iterator if state["reading"] else None
+
+    def _pass_over(self, batches: Iterator[Batch], count: int, wanted: dict[int, int], place: int) -> None:
+        """Reads so many batches, the first of which has this place; keeps those that waited."""
+        for read in range(count):
+            batch = next(batches, _NOTHING)
+            if batch is _NOTHING:
+                raise CheckpointError(
+                    f"`data` gave {read} batches, and {count} had been read of it; resume with the data of"
+                    " the run"
+                )
+            if place + read in wanted:
+                self._waiting[wanted[place + read]] = batch
+
+    def _epoch_of(self, generator: Tensor | None) -> Iterator[Batch]:
+        """An iterator that draws from PyTorch's generator as it was when the epoch began."""
+        if generator is not None:
+            torch.set_rng_state(generator)
+        self._began_with.append(torch.get_rng_state())
+        return iter(self._make())
+
     def first(self) -> Batch:
         """The next batch; it stays in the queue."""
         while not self._waiting:
@@ -83,7 +139,7 @@ class Streamed(Source):
         if self.ended:
             return False
         if self._iterator is None:
-            self._iterator, self._given = iter(self._make()), 0
+            self._iterator, self._given = self._epoch_of(None), 0
         try:
             batch = next(self._iterator)
         except StopIteration:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -91,6 +91,22 @@ class WorkerContext:
         update = Update([], WHOLE, self.version, self.worker, self.sequence, self.samples, rejected=reason)
         update.versions = self.versions
         self.push(update)
+
+    def state(self) -> dict[str, Any]:
+        """What belongs to the worker between two steps, for a checkpoint; tensors are not copied."""
+        return {
+            **{name: getattr(self, name) for name in ("version", "versions", "sequence")},
+            "receipt": None if self.receipt is None else tuple(self.receipt),
+            "statistics": self.statistics,
+            "generator": self.generator.get_state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there."""
+        self.version, self.versions, self.sequence = (state[n] for n in ("version", "versions", "sequence"))
+        self.receipt = None if state["receipt"] is None else Receipt(*state["receipt"])
+        self.statistics.copy_(state["statistics"])
+        self.generator.set_state(state["generator"])
 
     def dissolve(self) -> None:
         """Lets go of the replica: hooks on its weights refer to this context, and cycles are freed late."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, Protocol, final
 
 from freewheel.rules import RuleContext
 from freewheel.update import Update
@@ -15,13 +16,21 @@ PASSED = frozenset(("applied", "absorbed", "duplicate"))
 REMEMBERED = 4096  # pushes of one worker that have not come though later ones have: late, or lost
 
 
+class Counts(Protocol):
+    """One count a worker, each with one writer: a list, or what lies in memory that processes share."""
+
+    def __getitem__(self, worker: int, /) -> int: ...
+
+    def __setitem__(self, worker: int, count: int, /) -> None: ...
+
+    def __iter__(self) -> Iterator[int]: ...
+
+
 @dataclass(slots=True)
 class Slot:
     """What the server knows of one worker; only that worker's pushes write to it."""
 
     context: RuleContext
-    versions: int = 0  # applied updates of this worker, as counted in the version
-    samples: int = 0
     sequence: int = -1  # the last step that was closed
     missing: dict[int, None] = field(default_factory=dict)  # earlier ones that were not; oldest first
     incarnation: int = 0
@@ -74,28 +83,33 @@ class Book:
 
     Attributes:
         slots: one a worker.
-        racing: several threads write at once, without a lock; totals are then summed over the slots.
+        versions: applied updates of every worker, as counted in the version.
+        samples_of: examples behind them.
+        racing: several workers write at once, without a lock; totals are then summed over them.
     """
 
     def __init__(self, slots: list[Slot]) -> None:
         self.slots = slots
+        self.versions: Counts = [0] * len(slots)
+        self.samples_of: Counts = [0] * len(slots)
         self.racing = False
         self._version = self._samples = 0
 
     @property
     def version(self) -> int:
         """Number of updates that were applied."""
-        return sum([slot.versions for slot in self.slots]) if self.racing else self._version
+        return sum(self.versions) if self.racing else self._version
 
     @property
     def samples(self) -> int:
         """Examples behind all applied updates."""
-        return sum([slot.samples for slot in self.slots]) if self.racing else self._samples
+        return sum(self.samples_of) if self.racing else self._samples
 
     def add(self, slot: Slot, samples: int, versions: int = 1) -> None:
         """Counts what was applied."""
-        slot.samples += samples
-        slot.versions += versions
+        worker = slot.context.worker
+        self.samples_of[worker] += samples
+        self.versions[worker] += versions
         if not self.racing:
             self._samples += samples
             self._version += versions

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from freewheel.book import Counts
 from freewheel.errors import ConfigurationError
 from freewheel.params import Entry, Parameters
 from freewheel.rules import Rule, chain
@@ -64,7 +65,7 @@ class Shard:
     index: int
     pieces: tuple[Piece, ...]
     span: slice
-    applied: list[int]
+    applied: Counts
     names: tuple[str, ...] = ()
     weights: list[Tensor] = field(default_factory=list)
     state: dict[str, Any] = field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from freewheel.simulation import Agenda
@@ -28,9 +29,14 @@ class Timekeeper(Protocol):
 
 
 class Clock:
-    """Training time: it stands still during evaluation. Processor time likewise."""
+    """Training time: it stands still during evaluation. Processor time likewise.
 
-    def __init__(self) -> None:
+    Args:
+        processor_seconds: what has been used so far; the default is what this process has used.
+    """
+
+    def __init__(self, processor_seconds: Callable[[], float] = time.process_time) -> None:
+        self._processor_seconds = processor_seconds
         self._seconds = 0.0
         self._cpu = 0.0
         self._began: float | None = None
@@ -38,13 +44,13 @@ class Clock:
 
     def start(self) -> None:
         """Goes on."""
-        self._began, self._cpu_began = time.perf_counter(), time.process_time()
+        self._began, self._cpu_began = time.perf_counter(), self._processor_seconds()
 
     def stop(self) -> None:
         """Stands still."""
         if self._began is not None:
             self._seconds += time.perf_counter() - self._began
-            self._cpu += time.process_time() - self._cpu_began
+            self._cpu += self._processor_seconds() - self._cpu_began
             self._began = None
 
     def seconds(self) -> float:
@@ -53,8 +59,10 @@ class Clock:
         return self._seconds if began is None else self._seconds + time.perf_counter() - began
 
     def cpu_seconds(self) -> float:
-        """Processor time of this process while the clock ran."""
-        return self._cpu if self._began is None else self._cpu + time.process_time() - self._cpu_began
+        """Processor time while the clock ran."""
+        if self._began is None:
+            return self._cpu
+        return self._cpu + self._processor_seconds() - self._cpu_began
 
 
 class VirtualClock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, final
 
@@ -13,7 +13,7 @@ import psutil
 
 from freewheel.engines import plan
 from freewheel.engines.base import quiet
-from freewheel.engines.clock import Clock, Timekeeper
+from freewheel.engines.clock import Clock, Timekeeper, VirtualClock
 from freewheel.engines.plan import Done
 from freewheel.events import (
     NOT_PUSHED,
@@ -56,7 +56,8 @@ class Record:
         monitors: who hears of it.
         engine: its name.
         server: whose ledger and drops are told.
-        clock: a virtual one; None measures time and memory of this process.
+        clock: a virtual one, or one of several processes; None measures this process.
+        memory: bytes that the run holds; None measures this process, or nothing where time is virtual.
 
     Attributes:
         queue: finished steps that nobody has collected yet; workers append from their threads.
@@ -72,6 +73,7 @@ class Record:
         engine: str,
         server: Server,
         clock: Timekeeper | None = None,
+        memory: Callable[[], int] | None = None,
     ) -> None:
         workers = job.setup.workers
         self.job = job
@@ -87,13 +89,10 @@ class Record:
         self.target_seconds: float | None = None
         self._tally = Tally([0] * workers, [0] * workers)
         self._wall_began = time.perf_counter()
-        self._process = psutil.Process() if clock is None else None
-        self._start_rss = self._peak_rss = self._rss()
+        self._virtual = isinstance(self.clock, VirtualClock)
+        self._memory = memory or (_nothing if self._virtual else _resident)
+        self._start_rss = self._peak_rss = self._memory()
         self._last_tick = 0.0
-
-    def _rss(self) -> int:
-        """Resident memory of this process; 0 where the workers of the record are not in it."""
-        return int(self._process.memory_info().rss) if self._process is not None else 0
 
     def done(self) -> Done:
         """How far the run has come, by the steps that were collected."""
@@ -160,7 +159,7 @@ class Record:
             return
         self._last_tick = now
         self.drain()
-        rss = self._rss()
+        rss = self._memory()
         self._peak_rss = max(self._peak_rss, rss)
         tally = self._tally
         recent = tally.recent
@@ -217,8 +216,7 @@ class Record:
         return finished
 
     def _wall_seconds(self) -> float:
-        virtual = self._process is None
-        return self.clock.seconds() if virtual else time.perf_counter() - self._wall_began
+        return self.clock.seconds() if self._virtual else time.perf_counter() - self._wall_began
 
     def result(self, finished: RunFinished) -> Result:
         """What came of the run, for who called ``fit``."""
@@ -249,3 +247,13 @@ class Record:
             "batch_size": self.job.source.batch_size,
             "seed": setup.seed,
         }
+
+
+def _resident() -> int:
+    """Resident memory of this process."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def _nothing() -> int:
+    """The memory of workers that are simulated."""
+    return 0

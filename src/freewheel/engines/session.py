@@ -6,8 +6,7 @@ An engine decides where and when steps run. Everything else about a run is here 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -20,7 +19,8 @@ from freewheel.engines.base import measured
 from freewheel.engines.clock import Timekeeper
 from freewheel.engines.plan import Segment
 from freewheel.engines.record import Record
-from freewheel.errors import TrainingError, WorkerError
+from freewheel.engines.worker import Equipment, hopeless, pace
+from freewheel.errors import WorkerError
 from freewheel.events import NOT_PUSHED, Evaluating, Monitor, RunFinished, WorkerFailed
 from freewheel.exchanges import Exchange, Local
 from freewheel.job import Job, Result
@@ -31,8 +31,6 @@ from freewheel.server import Receipt, Server
 from freewheel.sources import Lease
 from freewheel.tasks import StepReport, WorkerContext
 
-HOPELESS = 20  # steps in a row with a loss that is not finite, before the run is given up
-
 
 class Session:
     """One run under way.
@@ -41,18 +39,25 @@ class Session:
         job: what to run.
         monitors: who hears of it.
         engine: its name, for the record.
-        clock: a virtual one; None measures time and memory of this process.
+        clock: a virtual one, or one of several processes; None measures this process.
+        memory: bytes that the run holds; None measures this process, or nothing where time is virtual.
     """
 
     def __init__(
-        self, job: Job, monitors: Sequence[Monitor], engine: str, clock: Timekeeper | None = None
+        self,
+        job: Job,
+        monitors: Sequence[Monitor],
+        engine: str,
+        clock: Timekeeper | None = None,
+        memory: Callable[[], int] | None = None,
     ) -> None:
         keep_large_blocks()
         self.job = job
         workers = job.setup.workers
         self.parameters = Parameters(job.module, job.setup.channels_last)
         self.server = self._server()
-        self.record = Record(job, monitors, engine, self.server, clock)
+        self.equipment = Equipment(self.parameters, job.method, job.setup, self.planned_samples())
+        self.record = Record(job, monitors, engine, self.server, clock, memory)
         self.clock = self.record.clock
         self.contexts: list[WorkerContext] = []
         self.links: list[Link] = []  # empty where workers read the live weights and push every step
@@ -89,13 +94,7 @@ class Session:
         job = self.job
         for worker in range(job.setup.workers):
             flat = self.parameters.flat.clone() if job.method.exchange is not None else None
-            module, weights, statistics = self.parameters.replica(job.module, flat)
-            if not job.module.training:
-                module.train()
-            seed = job.setup.seed
-            generator = torch.Generator().manual_seed((seed << 20) + worker)
-            shared = self.parameters.statistics
-            context = WorkerContext(worker, seed, module, weights, statistics, shared, send, generator)
+            context = self.equipment.context(worker, job.module, flat, send)
             self.contexts.append(context)
             if flat is not None:
                 self._link(context, flat, send, send_now or send, pull or self.server.pull)
@@ -103,25 +102,11 @@ class Session:
 
     def _link(self, context: WorkerContext, flat: Tensor, send: Send, send_now: Send, pull: Pull) -> None:
         local = self.local(context.worker, flat)
-        link = Link(
-            self.exchange(local),
-            context,
-            pull,
-            send,
-            send_now,
-            self.outgoing(local),
-            self.job.method.in_flight,
-        )
-        context.deliver = link.deliver
-        self.links.append(link)
+        self.links.append(self.equipment.link(context, local, pull, send, send_now))
 
     def local(self, worker: int, flat: Tensor) -> Local:
         """What a worker's exchange is made of."""
-        entries = self.parameters.layout.trainable
-        weights = [entry.view(flat) for entry in entries]
-        setup = self.job.setup
-        pace = partial(self._pace, worker)
-        return Local(flat, entries, weights, worker, setup.workers, self.planned_samples(), pace)
+        return self.equipment.local(worker, flat, partial(self._pace, worker))
 
     def exchange(self, local: Local) -> Exchange:
         """A worker's half of the method."""
@@ -130,13 +115,11 @@ class Session:
 
     def outgoing(self, local: Local) -> Outgoing | None:
         """What a worker does to an update before it is sent."""
-        rule = self.job.method.compression
-        return None if rule is None else Outgoing(rule, local, self.job.setup.seed)
+        return self.equipment.outgoing(local)
 
     def _pace(self, worker: int) -> float:
         """Steps of a worker as a share of the fastest worker's."""
-        most = max(context.sequence for context in self.contexts)
-        return self.contexts[worker].sequence / most if most else 1.0
+        return pace(worker, [context.sequence for context in self.contexts])
 
     def begin_step(self, worker: int, segment: Segment, step: int) -> Lease | None:
         """A lease for this worker, and the weights that it starts from; None: nothing left."""
@@ -193,19 +176,7 @@ class Session:
             )
         )
         context.sequence += 1
-        if math.isfinite(report.loss):
-            self._hopeless[context.worker] = 0
-        else:
-            self._count_hopeless(context.worker, report.loss)
-
-    def _count_hopeless(self, worker: int, loss: float) -> None:
-        self._hopeless[worker] += 1
-        if self._hopeless[worker] >= HOPELESS:
-            raise TrainingError(
-                f"training diverged: the loss was {loss} in {HOPELESS} steps of worker {worker} in a row;"
-                " lower `lr`, clip gradients with rule=chain(clip(1.0), sgd(lr)), or look for bad values in"
-                " the data"
-            )
+        self._hopeless[context.worker] = hopeless(context.worker, report.loss, self._hopeless[context.worker])
 
     # --- plan ---
 

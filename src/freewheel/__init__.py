@@ -27,7 +27,7 @@ from freewheel.calibrate import calibrate
 from freewheel.calibration import Calibration
 from freewheel.compare import compare
 from freewheel.comparison import Comparison
-from freewheel.engines import Serial, Simulated, Threads
+from freewheel.engines import Processes, Serial, Simulated, Threads
 from freewheel.errors import (
     ConfigurationError,
     DataError,
@@ -64,6 +64,7 @@ __all__ = [
     "FreewheelError",
     "Job",
     "Method",
+    "Processes",
     "Replay",
     "Result",
     "Serial",

@@ -31,7 +31,10 @@ class TrainingError(FreewheelError, RuntimeError):
 
 
 class WorkerError(TrainingError):
-    """A worker raised an error; its original exception, with its traceback, is ``__cause__``.
+    """A worker raised an error, or its process died; the original exception is ``__cause__``.
+
+    An exception of a worker process has the text of its traceback there as its own cause. Where a process
+    died, a ``ChildProcessError`` says by which signal, or with which exit code.
 
     Attributes:
         worker: which worker, from 0.

@@ -55,8 +55,8 @@ class Tick:
     samples: list[int]  # per worker, since the start
     loss: float  # mean over the steps since the last tick; NaN if there were none
     staleness: float  # mean over the steps since the last tick; NaN if there were none
-    rss_bytes: int  # resident memory of this process
-    cpu_seconds: float  # user + system time of this process since the start of the run
+    rss_bytes: int  # resident memory of this process, and of worker processes
+    cpu_seconds: float  # user + system time of these since the start of the run
 
 
 @dataclass(frozen=True, slots=True)

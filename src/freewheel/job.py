@@ -187,13 +187,14 @@ class Result:
         metrics: of the last evaluation.
         seconds: training time; evaluation does not count.
         wall_seconds: from start to end.
-        cpu_seconds: processor time of this process while training.
+        cpu_seconds: processor time of this process and of worker processes while training.
         samples: examples used.
         steps: of all workers.
         staleness: staleness -> number of updates that had it.
         ledger: pushed = applied + absorbed + pending + the dropped by reason.
         workers: per worker.
-        peak_rss_bytes: highest resident memory seen while the run went on.
+        peak_rss_bytes: highest resident memory seen while the run went on; worker processes count, what they
+            share counts once.
         start_rss_bytes: resident memory when it began.
         target_seconds: training time at which the target was first met; None if it was not.
         config: the settings.

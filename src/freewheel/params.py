@@ -105,6 +105,10 @@ def _is_statistic(buffer: Tensor, persistent: bool) -> bool:
     return buffer.dtype == torch.float32 and persistent and bool(torch.isfinite(buffer).all())
 
 
+def _is_constant(buffer: Tensor, persistent: bool) -> bool:
+    return buffer.is_floating_point() and not (persistent and buffer.dtype == torch.float32)
+
+
 def running_statistics(module: nn.Module) -> list[tuple[str, Tensor]]:
     """The buffers, by name, that change while a module trains: BatchNorm's running mean and variance."""
     return [
@@ -235,6 +239,18 @@ class Parameters:
         for entry in self.statistics_layout.entries:
             buffers[entry.name].data = entry.view(self.statistics)
 
+    def private_buffers(self, module: nn.Module) -> list[str]:
+        """Names of the buffers that every replica has of its own and that are no running statistics.
+
+        BatchNorm's count of batches, say; see :meth:`replica`.
+        """
+        statistics = {entry.name for entry in self.statistics_layout.entries}
+        return [
+            name
+            for name, buffer, persistent in _named_buffers(module)
+            if name not in statistics and not _is_constant(buffer, persistent)
+        ]
+
     @staticmethod
     def release(module: nn.Module) -> None:
         """Gives a bound module tensors of its own again, with the same values."""
@@ -269,7 +285,7 @@ class Parameters:
         for name, buffer, persistent in _named_buffers(module):
             if name in statistics:
                 memo[id(buffer)] = statistics[name].view(private)
-            elif buffer.is_floating_point() and not (persistent and buffer.dtype == torch.float32):
+            elif _is_constant(buffer, persistent):
                 memo[id(buffer)] = buffer  # a constant table: shared
         twin = _deep_copy(module, memo)
         by_name = dict(twin.named_parameters())

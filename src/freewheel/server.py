@@ -128,6 +128,13 @@ class Server:
             shard.weights = [piece.weight(self.parameters.flat) for piece in shard.pieces]
             shard.state = rule.init(Span(shard.names, shard.weights))
 
+    def states(self) -> list[State]:
+        """Every state that rules have made: of the rules of whole updates, and of every shard.
+
+        An engine may put other tensors of the same values into their leaves before the first push.
+        """
+        return [self._whole.state, *[shard.state for shard in self.shards if len(self.shards) > 1]]
+
     @property
     def version(self) -> int:
         """Number of updates that were applied: the age of the weights."""
@@ -282,6 +289,10 @@ class Server:
         """Everybody takes part in rounds again, or one worker."""
         if self._rounds is not None:
             self._rounds.readmit(range(self.workers) if worker is None else (worker,))
+
+    def dissolve(self) -> None:
+        """Lets go of the rounds: they refer to this object, and cycles are freed late, shared memory too."""
+        self._rounds = None
 
     # --- the book ---
 

@@ -68,8 +68,8 @@ def fit(
         data: ``(inputs, targets)`` tensors, a ``Dataset``, a ``DataLoader``, an iterable of batches, or, with
             ``bptt``, a 1-D int64 tensor of tokens. The workers' threads read a map-style data set at the same
             time; one that cannot bear that (one file handle for all) goes into a ``DataLoader`` with
-            ``num_workers=1`` or more. A list holds examples; ``DataLoader(batches, batch_size=None)`` takes
-            one of batches.
+            ``num_workers=1`` or more. Worker processes read copies of it, which share its tensors. A list
+            holds examples; ``DataLoader(batches, batch_size=None)`` takes one of batches.
         loss: ``loss(prediction, target)``, a scalar tensor; for batches ``(inputs, targets)``.
         step: ``step(module, batch) -> loss``, in place of ``loss``, for anything else (dictionaries, several
             losses).
@@ -79,7 +79,8 @@ def fit(
             Loss, and accuracy where targets are integer classes, need not be named.
         method: :func:`freewheel.hogwild` (the default), :func:`freewheel.synchronous`,
             :func:`freewheel.downpour` or another of ``freewheel.methods``, or a name.
-        engine: "threads" or "serial", or an engine.
+        engine: "threads"; "processes", where the Python of a step, and not PyTorch, takes the time, or where
+            a step may crash; "serial"; or an engine, such as ``freewheel.Processes(pin=True)``.
         workers: how many; "auto" is one per core for asynchronous methods, and one with all cores for
             synchronous.
         intra_op_threads: PyTorch threads inside each worker's operations. The default is 1, or all cores for
@@ -96,7 +97,8 @@ def fit(
         evaluate_every: examples between evaluations; the default is an epoch.
         seed: of the order of the data and of PyTorch's generator during the run, which is restored
             afterwards. With one worker, runs with the same seed are equal bit for bit, dropout included.
-            Several threads race, and share PyTorch's generator.
+            Several threads race, and share PyTorch's generator; processes race, each with generators of its
+            own.
         precision: "bf16" computes the forward and backward pass in bfloat16 where the processor has it.
         channels_last: memory format of images and convolutions; "auto" takes it for 2-D convolutions.
         monitors: callables that get every event, such as ``print`` or :func:`freewheel.monitors.progress`.
@@ -112,7 +114,7 @@ def fit(
     Raises:
         ConfigurationError: an argument cannot be used.
         DataError: the data is empty, not finite, or does not fit.
-        WorkerError: a worker raised an error; the original one is its cause.
+        WorkerError: a worker raised an error, which is its cause, or its process died.
         TrainingError: training diverged.
 
     Example:

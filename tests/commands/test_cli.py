@@ -31,6 +31,12 @@ pytestmark = pytest.mark.usefixtures("folder")
 TINY = ("--model", "mlp", "--max-samples", "320", "--workers", "2")
 
 
+def test_train_in_processes(folder: Path) -> None:
+    run("train", "images", *TINY, "--engine", "processes", "--run-dir", "run")
+    begin = json.loads((folder / "run" / "events.jsonl").read_text().splitlines()[0])
+    assert (begin["engine"], begin["workers"]) == ("processes", 2)
+
+
 def record(method: str, seed: int = 0, batch_size: int = 16) -> list[Event]:
     start = RunStarted(method, "threads", 2, batch_size, seed, 1000, None, 10, None)
     rate = 2.0 if method == "hogwild" else 1.0

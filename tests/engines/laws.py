@@ -29,7 +29,7 @@ from freewheel.rules import (
     top_k,
 )
 
-ENGINES = ("serial", "threads", "simulated")
+ENGINES = ("serial", "threads", "processes", "simulated")
 SAMPLES = 240
 
 LIVE: dict[str, Method] = {

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import freewheel
 from freewheel.events import Evaluated, Event, RunFinished, RunStarted, Tick
 
-ENGINES = ("serial", "threads")
+ENGINES = ("serial", "threads", "processes")
 METHODS = ("hogwild", "synchronous")
 
 
@@ -52,8 +52,9 @@ def test_a_monitor_that_raises_ends_the_run_and_the_others_hear_the_end(
     assert is_free(model)
 
 
+@pytest.mark.parametrize("engine", ENGINES[1:])
 @pytest.mark.parametrize("method", METHODS)
-def test_ctrl_c_while_workers_train_lets_them_finish_their_step(method: str) -> None:
+def test_ctrl_c_while_workers_train_lets_them_finish_their_step(method: str, engine: str) -> None:
     """Raised where the interpreter raises it: in the main thread, while it waits."""
 
     def interrupt(event: Event) -> None:
@@ -61,7 +62,7 @@ def test_ctrl_c_while_workers_train_lets_them_finish_their_step(method: str) -> 
             raise KeyboardInterrupt
 
     model = nn.Linear(4, 3)
-    result = run(model, method=method, monitors=[interrupt], epochs=None, max_seconds=60)
+    result = run(model, engine=engine, method=method, monitors=[interrupt], epochs=None, max_seconds=60)
     assert result.reason == "interrupted"
     assert result.samples > 0
     assert result.ledger["pending"] == 0
@@ -126,7 +127,7 @@ def test_an_error_of_one_worker_wakes_those_that_wait_at_a_gate(method: str) -> 
     assert is_free(model)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["serial", "threads"])
 def test_replicas_are_freed_with_the_run(engine: str) -> None:
     import gc
     import weakref

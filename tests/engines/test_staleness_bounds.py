@@ -14,6 +14,7 @@ from freewheel.simulation import Network, ServerCost, constant, lognormal, pause
 
 UNEQUAL: dict[str, Engine] = {
     "threads": freewheel.Threads(),
+    "processes": freewheel.Processes(),
     "one fast": freewheel.Simulated(slow(constant(0.01), {0: 0.05})),
     "one slow, far away": freewheel.Simulated(
         slow(lognormal(0.01, 0.3), {1: 20.0}), Network(0.05, jitter=0.5)
@@ -58,7 +59,7 @@ def test_pushes_in_flight_add_to_the_bound(case: str, bound: int, in_flight: int
     assert furthest(method, UNEQUAL[case], 3) <= limit(3, bound, in_flight)
 
 
-@pytest.mark.parametrize("case", [case for case in UNEQUAL if case != "threads"])
+@pytest.mark.parametrize("case", [case for case in UNEQUAL if case not in ("threads", "processes")])
 @pytest.mark.parametrize("in_flight", [0, 1, 2])
 @pytest.mark.parametrize("bound", [0, 1])
 def test_a_gate_that_is_asked_seldom_is_obeyed_as_one_that_is_always_asked(
@@ -73,7 +74,7 @@ def test_a_gate_that_is_asked_seldom_is_obeyed_as_one_that_is_always_asked(
     assert seldom.staleness == often.staleness
 
 
-@pytest.mark.parametrize("case", [case for case in UNEQUAL if case != "threads"])
+@pytest.mark.parametrize("case", [case for case in UNEQUAL if case not in ("threads", "processes")])
 def test_the_bound_holds_for_every_shard(case: str) -> None:
     assert furthest(freewheel.stale_synchronous(1, 0.05), UNEQUAL[case], 4, shards=3) <= limit(4, 1)
 

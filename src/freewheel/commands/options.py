@@ -138,7 +138,13 @@ EvaluateEvery = Annotated[
     ),
 ]
 EngineName = Annotated[
-    str, typer.Option("--engine", metavar="NAME", rich_help_panel=_WHERE, help="threads or serial.")
+    str,
+    typer.Option(
+        "--engine",
+        metavar="NAME",
+        rich_help_panel=_WHERE,
+        help="threads; processes, for steps with much Python in them; serial, to debug.",
+    ),
 ]
 Workers = Annotated[
     str,

@@ -3,12 +3,18 @@
 from collections.abc import Callable
 
 from freewheel.engines.base import Engine
+from freewheel.engines.processes import Processes
 from freewheel.engines.serial import Serial
 from freewheel.engines.simulated import Simulated
 from freewheel.engines.threads import Threads
 from freewheel.errors import ConfigurationError
 
-ENGINES: dict[str, Callable[[], Engine]] = {"serial": Serial, "threads": Threads, "simulated": Simulated}
+ENGINES: dict[str, Callable[[], Engine]] = {
+    "serial": Serial,
+    "threads": Threads,
+    "processes": Processes,
+    "simulated": Simulated,
+}
 
 
 def by_name(engine: "str | Engine") -> Engine:
@@ -28,4 +34,4 @@ def by_name(engine: "str | Engine") -> Engine:
     return engine
 
 
-__all__ = ["ENGINES", "Engine", "Serial", "Simulated", "Threads", "by_name"]
+__all__ = ["ENGINES", "Engine", "Processes", "Serial", "Simulated", "Threads", "by_name"]

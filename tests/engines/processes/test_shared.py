@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from freewheel.engines.shared import Arena, SharedCounts
+from freewheel.engines.processes.shared import Arena, SharedCounts
 
 
 def twin(arena: Arena) -> Arena:

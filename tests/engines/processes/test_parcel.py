@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from freewheel.engines.parcel import packed, unpacked
-from freewheel.engines.shared import Arena
+from freewheel.engines.processes.parcel import packed, unpacked
+from freewheel.engines.processes.shared import Arena
 from freewheel.errors import ConfigurationError
 
 
@@ -93,4 +93,4 @@ def test_other_tensors_are_pickled() -> None:
 
 def test_what_cannot_be_sent_is_named() -> None:
     with pytest.raises(ConfigurationError, match="`data` cannot be sent to the worker processes"):
-        packed({"model": nn.Linear(2, 2), "data": [threading.Lock()]}, Arena())
+        packed({"module": nn.Linear(2, 2), "source": [threading.Lock()]}, Arena())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple, final
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -17,8 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from freewheel.engines.shared import Address, Arena, memory_of
+from freewheel.engines.processes.shared import Address, Arena, memory_of
 from freewheel.errors import ConfigurationError
+
+ARGUMENTS = {
+    "module": "`model`",
+    "task": "`loss`, `step` or `metrics`",
+    "equipment": "`method`",
+    "server": "`method`",
+    "source": "`data`",
+}
+"""What a user calls the contents."""
 
 LARGE = 4096  # bytes from which on an array is shared, and not copied to everybody
 
@@ -34,7 +44,7 @@ def packed(contents: Mapping[str, Any], arena: Arena) -> Parcel:
     """Pickles the contents into the arena.
 
     Args:
-        contents: by names that an error can name.
+        contents: by name.
         arena: tensors in it are referred to, others are copied into it.
 
     Raises:
@@ -46,7 +56,7 @@ def packed(contents: Mapping[str, Any], arena: Arena) -> Parcel:
         packer.dump(dict(contents))
     except Exception as error:
         raise ConfigurationError(
-            f"`{_culprit(contents)}` cannot be sent to the worker processes ({type(error).__name__}:"
+            f"{_culprit(contents)} cannot be sent to the worker processes ({type(error).__name__}:"
             f" {error}); leave out open files, locks and generators, or use engine='threads'"
         ) from error
     table = pickle.dumps(packer.table(arena))
@@ -69,10 +79,10 @@ class _Packer(cloudpickle.CloudPickler):  # type: ignore[misc]  # the library ha
     """Leaves tensors and large arrays out, and notes them."""
 
     def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file, protocol=5, buffer_callback=self._leave_in)
+        self._arrays: list[Tensor] = []
+        super().__init__(file, protocol=5, buffer_callback=partial(_leave_in, self._arrays))
         self._tensors: list[Tensor] = []
         self._numbers: dict[int, int] = {}
-        self._arrays: list[Tensor] = []
 
     def persistent_id(self, obj: Any) -> int | None:
         """The number of a tensor; None pickles the object itself."""
@@ -84,6 +94,12 @@ class _Packer(cloudpickle.CloudPickler):  # type: ignore[misc]  # the library ha
             self._tensors.append(obj)  # kept, or another object could get its identity
         return number
 
+    def reducer_override(self, obj: Any) -> Any:
+        """How an object is pickled that PyTorch does not pickle well, or the library's own way."""
+        if type(obj) is torch.Generator and obj.device.type == "cpu":
+            return _generator, (obj.get_state().numpy().tobytes(),)
+        return super().reducer_override(obj)
+
     def table(self, arena: Arena) -> tuple[list[Address], list[Address]]:
         """Addresses of the tensors and of the arrays, once they have all been placed."""
         others = [tensor for tensor in self._tensors if arena.address(tensor) is None]
@@ -91,14 +107,6 @@ class _Packer(cloudpickle.CloudPickler):  # type: ignore[misc]  # the library ha
         tensors = [tensor if arena.address(tensor) is not None else next(placed) for tensor in self._tensors]
         arrays = list(placed)
         return [_address(arena, tensor) for tensor in tensors], [_address(arena, array) for array in arrays]
-
-    def _leave_in(self, buffer: pickle.PickleBuffer) -> bool:
-        """Whether a buffer stays in the pickle."""
-        with buffer.raw() as memory:
-            if memory.nbytes < LARGE:
-                return True
-            self._arrays.append(_bytes(memory))
-        return False
 
 
 @final
@@ -108,6 +116,22 @@ class _Unpacker(pickle.Unpickler):
     def persistent_load(self, pid: int) -> Tensor:
         """The tensor with this number."""
         return self.tensors[pid]
+
+
+def _leave_in(arrays: list[Tensor], buffer: pickle.PickleBuffer) -> bool:
+    """Whether a buffer stays in the pickle; else it is among the arrays."""
+    with buffer.raw() as memory:
+        if memory.nbytes < LARGE:
+            return True
+        arrays.append(_bytes(memory))
+    return False
+
+
+def _generator(state: bytes) -> torch.Generator:
+    """Older versions cannot pickle one, newer ones take no state from a part of other memory."""
+    generator = torch.Generator()
+    generator.set_state(_bytes(state))
+    return generator
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -134,5 +158,5 @@ def _culprit(contents: Mapping[str, Any]) -> str:
         try:
             _Packer(io.BytesIO()).dump(value)
         except Exception:
-            return name
-    return "?"
+            return ARGUMENTS.get(name, f"`{name}`")
+    return "an argument"

@@ -1,0 +1,170 @@
+"""What the main process does for workers that ask.
+
+It applies their updates, lets them start, and hands out batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, final
+
+from freewheel.engines.plan import Segment
+from freewheel.engines.processes.batches import fetched_by_workers
+from freewheel.engines.processes.interrupts import Interrupts
+from freewheel.engines.processes.mailbox import Mailbox
+from freewheel.engines.processes.messages import Answer, Ask, BatchSent, Done, Line, NoBatch, Push, Start
+from freewheel.engines.processes.session import ProcessSession
+from freewheel.errors import ConfigurationError, FreewheelError, WorkerError
+from freewheel.gates import NEVER_WAITED_FOR
+from freewheel.server import Receipt
+from freewheel.sources import Lease
+
+
+@final
+class Desk:
+    """Answers workers.
+
+    Args:
+        session: of the run.
+        interrupts: signals wait while a batch is sent.
+
+    Attributes:
+        serves: updates are applied here: in rounds, behind gates, and by rules that must not race.
+        gated: workers ask before every step.
+        queued: whoever is ready takes the next number from a queue.
+        lines: to the workers.
+        mailboxes: where their updates lie.
+    """
+
+    def __init__(self, session: ProcessSession, interrupts: Interrupts) -> None:
+        self.session = session
+        self._interrupts = interrupts
+        job = session.job
+        method, workers = job.method, job.setup.workers
+        # One worker waits for nobody and races with nobody, whatever the method.
+        self.gated = workers > 1 and not method.rounds and not method.gate.open
+        waits = workers > 1 and (method.rounds or not method.gate.open)
+        self.serves = waits or (workers > 1 and method.rule_for(workers).exclusive)
+        self.queued = fetched_by_workers(job.source) and method.leases == "queue"
+        self.lines: list[Line] = []
+        self.mailboxes: list[Mailbox] = []
+        self._segment = Segment(0, 0)
+        self._steps = [0] * workers  # finished, in the whole run
+        self._progress = [0] * workers
+        self._waiting: dict[int, Receipt | None] = {}  # who waits to start a step -> receipt of the last one
+        self._asking: dict[int, int] = {}  # who waits for a batch -> for which step of the segment
+        self._held: dict[int, Lease] = {}  # batches that workers were sent
+        self._stopping = False
+
+    def open(self, segment: Segment) -> None:
+        """A segment begins: everybody takes part again."""
+        self.session.server.readmit()
+        self._segment = segment
+        self._progress = list(self._steps)
+
+    def serve(self, worker: int, message: Any) -> None:
+        """Handles what a worker asks for."""
+        match message:
+            case Push():
+                self._push(worker, message)
+            case Start(finished):
+                self._wait(worker, None, finished)
+            case Ask(step):
+                self._asking[worker] = step
+            case Done(carried):
+                lease = self._held.pop(worker)
+                if lease.carry is not None:
+                    lease.carry.value = carried
+                self.session.job.source.acknowledge(lease)
+
+    def retire(self, worker: int) -> None:
+        """The worker has no further step in this segment: nobody waits for it."""
+        if self.serves:
+            self._progress[worker] = NEVER_WAITED_FOR
+            self.session.server.retire(worker)
+            self._release()
+
+    def dismiss(self) -> None:
+        """Nobody starts another step: those who wait are told so."""
+        self._stopping = True
+        self._release()
+        self.hand_out()
+
+    # --- updates ---
+
+    def _push(self, worker: int, push: Push) -> None:
+        update = self.mailboxes[worker].read(push)
+        try:
+            with self._in_the_name_of(worker):
+                receipt = self.session.server.push(update)
+        except Exception:
+            self._waiting[worker] = None  # to be dismissed
+            raise
+        if push.now:
+            self._send(worker, Answer(receipt, not self._stopping))
+        elif update.last:
+            self._wait(worker, receipt, finished=True)
+
+    def _wait(self, worker: int, receipt: Receipt | None, finished: bool) -> None:
+        """The worker waits to start its next step."""
+        if finished:
+            self._steps[worker] += 1
+            self._progress[worker] = self._steps[worker]
+        self._waiting[worker] = receipt
+        self._release()
+
+    def _release(self) -> None:
+        """Lets those go who may start."""
+        for worker in list(self._waiting):
+            if self._stopping or self.session.may_start(worker, self._progress):
+                self._send(worker, Answer(self._waiting.pop(worker), not self._stopping))
+
+    # --- batches ---
+
+    def hand_out(self) -> None:
+        """Reads and sends the batches that workers have asked for."""
+        for worker, step in list(self._asking.items()):
+            with self._in_the_name_of(worker):
+                lease = None if self._stopping else self._lease(worker, step)
+            with self._interrupts.held():
+                del self._asking[worker]
+                self._send_batch(worker, lease)
+
+    def _send_batch(self, worker: int, lease: Lease | None) -> None:
+        if lease is None:
+            self._send(worker, NoBatch())
+            return
+        self._held[worker] = lease
+        carry = lease.carry
+        carried = None if carry is None else carry.value
+        message = BatchSent(
+            lease.number, lease.batch, lease.samples, lease.stream, carry is not None, carried
+        )
+        try:
+            self._send(worker, message)
+        except Exception as error:
+            raise ConfigurationError(
+                f"`data` gives batches that cannot be sent to the worker processes ({type(error).__name__}:"
+                f" {error}); use engine='threads'"
+            ) from error
+
+    def _lease(self, worker: int, step: int) -> Lease | None:
+        job = self.session.job
+        if job.method.leases == "fixed":
+            return job.source.take_number(self._segment.first + step * job.setup.workers + worker)
+        return job.source.take()
+
+    @contextmanager
+    def _in_the_name_of(self, worker: int) -> Iterator[None]:
+        """Says for whose step something failed here."""
+        try:
+            yield
+        except FreewheelError:
+            raise
+        except Exception as error:
+            raise WorkerError(worker, self.session.board.steps[worker], error) from error
+
+    def _send(self, worker: int, message: Any) -> None:
+        with suppress(ConnectionError):  # it has died, which is heard of soon
+            self.lines[worker].send(message)

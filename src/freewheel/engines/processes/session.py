@@ -1,0 +1,125 @@
+"""The session of workers in processes: everything that they share lies in shared memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, final
+
+import psutil
+from torch import Tensor
+
+from freewheel.engines.base import intra_op
+from freewheel.engines.clock import Clock
+from freewheel.engines.processes.board import Board
+from freewheel.engines.processes.shared import Arena
+from freewheel.engines.session import Session
+from freewheel.events import Monitor
+from freewheel.job import Job
+from freewheel.server import Server
+
+MEASURE_S = 1.0  # memory is measured at most this often: the system walks the page tables for it
+
+
+@final
+class ProcessSession(Session):
+    """A session without workers of its own: they are elsewhere, and see its weights and its board.
+
+    Attributes:
+        arena: the shared memory.
+        board: the workers' counts.
+        memory: of all processes.
+        buffers: of worker 0's replica that are no running statistics, as far as they have changed.
+    """
+
+    def __init__(self, job: Job, monitors: Sequence[Monitor], engine: str) -> None:
+        self.arena = Arena()
+        self.board = Board.within(self.arena, job.setup.workers, job.setup.shards)
+        self.memory = Memory()
+        self.buffers: dict[str, Tensor] = {}
+        super().__init__(job, monitors, engine, Clock(partial(_processor_seconds, self.board)), self.memory)
+
+    def _server(self, kind: type[Server] = Server) -> Server:
+        """The server, its weights, its counts and the state of its rule in shared memory."""
+        parameters = self.parameters
+        parameters.flat, parameters.statistics = self.arena.place([parameters.flat, parameters.statistics])
+        server = super()._server(kind)
+        leaves = [leaf for state in server.states() for leaf in _leaves(state)]
+        tensors = [(leaf, i) for leaf in leaves for i, value in enumerate(leaf) if isinstance(value, Tensor)]
+        placed = self.arena.place([leaf[i] for leaf, i in tensors])
+        for (leaf, i), tensor in zip(tensors, placed, strict=True):
+            leaf[i] = tensor
+        server.book.versions, server.book.samples_of = self.board.versions, self.board.samples
+        server.book.racing = True
+        for shard in server.shards if len(server.shards) > 1 else ():
+            shard.applied = self.board.applied(shard.index)
+        return server
+
+    def settle(self, final: bool) -> bool:
+        """Has the workers push what they hold back; applied with as many threads as on a worker."""
+        with intra_op(self.job.setup.intra_op_threads):
+            return super().settle(final)
+
+    def _copy_counters(self) -> None:
+        """Buffers that are no running statistics, such as BatchNorm's batch count, are worker 0's."""
+        buffers = dict(self.job.module.named_buffers())
+        for name, value in self.buffers.items():
+            if buffers[name].shape == value.shape:
+                buffers[name].copy_(value)
+
+    def close(self) -> None:
+        """Gives the user's module tensors of its own again, and lets go of the shared memory."""
+        super().close()
+        self.server.dissolve()
+        self.arena.close()
+
+
+@final
+class Memory:
+    """Bytes that this process and its workers hold; what several hold together counts once."""
+
+    def __init__(self) -> None:
+        self._processes = [psutil.Process()]
+        self._measured = 0.0
+        self._bytes = 0
+
+    def __call__(self) -> int:
+        """The sum now, or a second ago."""
+        now = time.perf_counter()
+        if now - self._measured > MEASURE_S or not self._bytes:
+            self._measured = now
+            self._bytes = sum(_proportional(process) for process in self._processes)
+        return self._bytes
+
+    def watch(self, pids: Sequence[int]) -> None:
+        """Counts these processes, too."""
+        self._processes = [psutil.Process()]
+        for pid in pids:
+            try:
+                self._processes.append(psutil.Process(pid))
+            except psutil.Error:
+                continue
+        self._bytes = 0
+
+
+def _processor_seconds(board: Board) -> float:
+    """Processor time of this process and of the workers, as they have last told."""
+    return time.process_time() + sum(board.processor_ns) / 1e9
+
+
+def _proportional(process: psutil.Process) -> int:
+    """Memory of a process, with its share of what others map, too; its own where shares are unknown."""
+    try:
+        full = process.memory_full_info()
+    except psutil.Error:
+        return 0
+    return int(getattr(full, "pss", 0) or full.uss)
+
+
+def _leaves(state: dict[str, Any]) -> list[list[Any]]:
+    """All lists of tensors in a rule's state."""
+    found: list[list[Any]] = []
+    for value in state.values():
+        found.extend(_leaves(value) if isinstance(value, dict) else [value])
+    return found

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -483,6 +484,12 @@ def test_what_cannot_be_sent_is_refused_before_anything_begins() -> None:
 def test_arguments_are_checked() -> None:
     with pytest.raises(freewheel.ConfigurationError, match="`pin` must be True or False, got 2"):
         freewheel.Processes(pin=2)  # type: ignore[arg-type]
+
+
+def test_a_model_on_another_device_is_refused() -> None:
+    job = SimpleNamespace(module=nn.Linear(2, 2, device="meta"))
+    with pytest.raises(freewheel.ConfigurationError, match="`model` is on meta; use engine='threads'"):
+        freewheel.Processes().check(job)  # type: ignore[arg-type]  # all that is looked at
 
 
 def test_recordings_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import random
@@ -13,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,9 +26,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 import freewheel
-from freewheel.engines.plan import Segment
 from freewheel.engines.processes import crew
-from freewheel.engines.processes.desk import Desk
+from freewheel.engines.processes.lease_queue import LeaseQueue
 from freewheel.events import Event, Steps
 
 PATIENCE_S = 60.0  # against hanging only
@@ -154,7 +155,10 @@ def test_a_run_that_diverges_says_so() -> None:
     assert type(caught.value) is freewheel.TrainingError
 
 
-def test_an_error_of_a_rule_names_the_worker_that_pushed() -> None:
+def test_an_error_of_a_rule_names_the_worker_that_pushed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody need be killed: it is told to stand still."""
+    monkeypatch.setattr(crew, "PATIENCE_S", 1000.0)
+
     def fails(update: Any, state: Any, context: Any) -> Any:
         raise ArithmeticError("no rule of mine")
 
@@ -174,6 +178,7 @@ def open_descriptors() -> int:
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts descriptors in /proc")
 def test_twenty_runs_leave_no_descriptor_no_process_and_nothing_in_shared_memory() -> None:
     fit(epochs=1)  # starts the fork server
+    gc.collect()  # what other tests have left open
     before, names = open_descriptors(), set(os.listdir("/dev/shm"))
     for number in range(20):
         fit(epochs=1, method=ALL["synchronous" if number % 4 == 0 else "hogwild"], workers=1 + number % 2)
@@ -223,10 +228,21 @@ print(result.reason, result.ledger["applied"] == result.steps, flush=True)
 """
 
 
-@pytest.fixture
-def long_run(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A run of two workers that goes on for ten minutes."""
-    with script(LONG, tmp_path / "long.py") as running:
+BUSY = """
+import multiprocessing, time
+def step(module, batch):
+    if multiprocessing.parent_process() is not None:
+        step.done = getattr(step, "done", 0) + 1
+        time.sleep(0.06 if step.done < 4 else 600)
+    return torch.nn.functional.cross_entropy(module(batch[0]), batch[1])
+"""
+
+
+@pytest.fixture(params=["", BUSY], ids=["steps", "one long step"])
+def long_run(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
+    """A run of two workers that goes on for ten minutes, with many steps or with one."""
+    text = LONG.replace("loss=torch.nn.CrossEntropyLoss()", "step=step") if request.param else LONG
+    with script(request.param + text, tmp_path / "long.py") as running:
         assert running.stdout is not None
         first = running.stdout.readline()
         assert first == "training\n", first + running.stdout.read()
@@ -243,11 +259,11 @@ def test_no_process_outlives_a_main_process_that_is_killed(long_run: subprocess.
     assert not alive
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT])
+@pytest.mark.parametrize("long_run", [""], indirect=True, ids=["steps"])
 def test_ctrl_c_in_a_terminal_reaches_everybody_and_ends_the_run_well(
-    long_run: subprocess.Popen[str], number: signal.Signals
+    long_run: subprocess.Popen[str],
 ) -> None:
-    os.killpg(long_run.pid, number)
+    os.killpg(long_run.pid, signal.SIGINT)
     output, _ = long_run.communicate(timeout=PATIENCE_S)
     assert output.splitlines() == ["interrupted True"]
     assert long_run.returncode == 0
@@ -384,12 +400,11 @@ def checking(check: Callable[[], bool]) -> Callable[[nn.Module, tuple[Tensor, Te
     return step
 
 
-def test_each_worker_computes_with_one_intra_op_thread() -> None:
+def test_each_worker_computes_with_its_intra_op_threads() -> None:
     torch.set_num_threads(2)
     fit(step=checking(lambda: torch.get_num_threads() == 1))
+    fit(step=checking(lambda: torch.get_num_threads() == 3), intra_op_threads=3)
     assert torch.get_num_threads() == 2
-    with pytest.raises(freewheel.WorkerError):
-        fit(step=checking(lambda: torch.get_num_threads() == 2))
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system pins no processes")
@@ -473,6 +488,12 @@ def test_arguments_are_checked() -> None:
         freewheel.Processes(pin=2)  # type: ignore[arg-type]
 
 
+def test_a_model_on_another_device_is_refused() -> None:
+    job = SimpleNamespace(module=nn.Linear(2, 2, device="meta"))
+    with pytest.raises(freewheel.ConfigurationError, match="`model` is on meta; use engine='threads'"):
+        freewheel.Processes().check(job)  # type: ignore[arg-type]  # all that is looked at
+
+
 def test_recordings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(freewheel.ConfigurationError, match="got 'processes'"):
         fit(method="downpour", record=True, run_dir=tmp_path / "run")
@@ -488,16 +509,16 @@ def test_ctrl_c_while_a_segment_is_opened_leaves_no_worker_without_its_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It would be waited for forever."""
-    before = Desk.open
-    opened: list[Segment] = []
+    before = LeaseQueue.open
+    opened: list[int] = []
 
-    def interrupted(desk: Desk, segment: Segment) -> None:
-        opened.append(segment)
+    def interrupted(queue: LeaseQueue, first: int, limit: int) -> None:
+        opened.append(first)
         if len(opened) == 2:
             signal.raise_signal(signal.SIGINT)
-        before(desk, segment)
+        before(queue, first, limit)
 
-    monkeypatch.setattr(Desk, "open", interrupted)
+    monkeypatch.setattr(LeaseQueue, "open", interrupted)
     restored = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         result = fit(epochs=5)

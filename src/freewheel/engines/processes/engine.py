@@ -57,16 +57,14 @@ class Processes:
         """Refuses what processes cannot do.
 
         Raises:
-            ConfigurationError: a model on a GPU; a run that is to be recorded.
+            ConfigurationError: a model on a GPU.
         """
         device = next(job.module.parameters()).device
         if device.type != "cpu":
             raise ConfigurationError(
-                f"`engine`='processes' shares weights in the processor's memory, but `model` is on {device};"
-                " use engine='threads', or model.cpu()"
+                "`engine`='processes' shares weights in the memory of the processor, but `model` is on"
+                f" {device}; use engine='threads', or model.cpu()"
             )
-        if job.trace is not None:
-            raise ConfigurationError("`record`=True needs engine='threads' or 'serial', got 'processes'")
 
     def run(self, job: Job, monitors: Sequence[Monitor] = ()) -> Result:
         """Trains; Ctrl-C lets the workers finish their step and returns what was trained."""
@@ -74,7 +72,6 @@ class Processes:
         from freewheel.engines.processes.crew import Crew
         from freewheel.engines.processes.session import ProcessSession
 
-        self.check(job)
         nursery.prepare()
         session = ProcessSession(job, monitors, self.name)
         with seeded(job):

@@ -17,7 +17,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import freewheel
-from freewheel.rules import adam, chain, partition, quarantine, reject_outliers, sgd
+from freewheel.methods import Method
+from freewheel.rules import (
+    Rule,
+    adam,
+    chain,
+    delayed_nesterov,
+    eight_bit,
+    partition,
+    quarantine,
+    reject_outliers,
+    sgd,
+)
+from freewheel.schedules import annealed
 
 CUTS = (7, 22)
 
@@ -41,17 +53,27 @@ def test_every_method_goes_on_bit_for_bit(
         assert leases.total() == whole.steps - steps
 
 
-RULES = {
-    "adam": adam(0.01),
-    "quarantine": chain(quarantine(reject_outliers(1.5, warmup=2), after=2, for_updates=2), sgd(0.05)),
-    "partition": partition({"0.*": adam(0.01), "*": sgd(0.05, momentum=0.9)}),
-    "delayed_nesterov": freewheel.rules.delayed_nesterov(0.05, buffer=3),
+def of_rule(rule: Rule) -> Method:
+    return freewheel.stale_synchronous(2, rule=rule)
+
+
+FURTHER: dict[str, Method] = {
+    "adam": of_rule(adam(0.01)),
+    "quarantine": of_rule(
+        chain(quarantine(reject_outliers(1.5, warmup=2), after=2, for_updates=2), sgd(0.05))
+    ),
+    "partition": of_rule(partition({"0.*": adam(0.01), "*": sgd(0.05, momentum=0.9)})),
+    "delayed_nesterov": of_rule(delayed_nesterov(0.05, buffer=3)),
+    "drawing-server": of_rule(chain(eight_bit(64), sgd(0.05))),
+    "annealed-server": of_rule(sgd(annealed(0.1))),
+    "annealed-worker": freewheel.local_sgd(annealed(0.1), 4),
+    "annealed-elastic": freewheel.elastic_averaging(annealed(0.1), period=3),
 }
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_every_kind_of_rule_state_goes_on(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    method = freewheel.stale_synchronous(2, rule=RULES[name])
+@pytest.mark.parametrize("name", FURTHER)
+def test_every_kind_of_state_goes_on(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = FURTHER[name]
     whole = train(network(), method, "serial", workers=3)
     cut_after(monkeypatch, 11)
     train(network(), method, "serial", workers=3, run_dir=tmp_path)

@@ -101,7 +101,6 @@ class _Crew:
         self.error: BaseException | None = None
         self.steps = [0] * self.workers  # finished, in the whole run; counted where workers wait
         self.began = [0] * self.workers  # all steps of each worker when the segment began
-        self.left: set[int] = set()  # had no further lease when the checkpoint was taken
         self.wanted = False  # a checkpoint: everybody is to stand still between two steps
         self.standing: set[int] = set()  # who does, within a segment
         self.last: Cut | None = None  # the state of the run that a checkpoint at its end would hold
@@ -165,24 +164,18 @@ class _Crew:
     def _open(self, segment: Segment, place: Tree | None) -> None:
         """Everybody begins the segment, or goes on where the checkpoint was taken in it."""
         session = self.session
-        self.left = set()
         if place is None:
             self.began = [context.sequence for context in session.contexts]
         else:
             self.steps, self.began = place["steps"], place["began"]
         if place is None or segment.limit != place["limit"]:
             session.server.readmit()
-        else:
-            self.left = set(place["left"])
-        self.progress = [
-            NEVER_WAITED_FOR if worker in self.left else steps for worker, steps in enumerate(self.steps)
-        ]
+        self.progress = list(self.steps)  # who had no further lease finds none again, and leaves
 
     def _place(self) -> Tree:
         """Where everybody is, for a checkpoint."""
         assert self.segment is not None
-        left = [worker for worker, finished in enumerate(self.finished) if finished >= self.round]
-        return {**self.segment._asdict(), "steps": self.steps, "began": self.began, "left": left}
+        return {**self.segment._asdict(), "steps": self.steps, "began": self.began}
 
     def _cut(self) -> Cut | None:
         """The state of the run at a moment at which every worker stands between two steps.
@@ -281,8 +274,6 @@ class _Crew:
             return not self.over
 
     def _segment(self, worker: int, segment: Segment) -> None:
-        if worker in self.left:
-            return
         session = self.session
         context, state = session.contexts[worker], session.states[worker]
         task_step, begin_step, end_step = session.job.task.step, session.begin_step, session.end_step

@@ -68,9 +68,10 @@ def _origin(job: Job, engine: str, resume: Path) -> Origin:
     from freewheel.rundir import EVENTS
 
     if engine not in ENGINES:
+        remedy = "the same seed gives the same run again" if engine == "simulated" else "use engine='threads'"
         raise ConfigurationError(
-            f"`resume` works with the engines {' and '.join(ENGINES)}, got {engine!r}: a simulated run writes"
-            " no checkpoints; the same seed gives the same run again"
+            f"`resume` works with the engines {' and '.join(ENGINES)}, got {engine!r}, which writes no"
+            f" checkpoints; {remedy}"
         )
     if job.trace is not None:
         raise ConfigurationError(

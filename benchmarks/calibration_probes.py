@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import Any
 
 from torch import nn
@@ -17,26 +18,32 @@ METHODS: dict[str, Any] = {"hogwild": freewheel.hogwild, "stale_synchronous": fr
 
 
 def agreement(settings: Settings) -> Values:
-    """Throughput and mean staleness of real runs, and of one simulated with times measured between them."""
+    """Throughput and mean staleness of real runs, and of simulations with times measured between them."""
     data = workloads.tensors(settings["data"], "train")
-    seconds, workers = settings["seconds"], settings["workers"]
-    real = []
+    seconds, workers, turns = settings["seconds"], settings["workers"], settings["turns"]
+    real, simulated, found = [], [], []
     _fit(settings, data, max_seconds=settings["warmup_seconds"])
-    for turn in range(2):
+    for _ in range(turns):
         real.append(_fit(settings, data, max_seconds=seconds))
-        if not turn:
-            engine = calibrated(settings, data, seconds).engine(workers)
-    samples = min(sum(run.samples for run in real), settings["simulated_samples"])
-    predicted = _fit(settings, data, engine=engine, max_samples=samples)
-    updates = sum(sum(run.staleness.values()) for run in real)
-    late = sum(age * count for run in real for age, count in run.staleness.items())
+        calibration = calibrated(settings, data, seconds)
+        samples = min(real[-1].samples, settings["simulated_samples"])
+        simulated.append(_fit(settings, data, engine=calibration.engine(workers), max_samples=samples))
+        found.append(calibration.at(workers).mean_staleness)
+    half = turns // 2
     return {
-        "real": sum(run.samples for run in real) / sum(run.seconds for run in real),
-        "simulated": predicted.samples_per_second,
-        "real_again": real[1].samples_per_second / real[0].samples_per_second,
-        "real_staleness": late / updates,
-        "simulated_staleness": predicted.mean_staleness,
+        "real": _throughput(real),
+        "simulated": _throughput(simulated),
+        "real_again": _throughput(real[half:]) / _throughput(real[:half]),
+        "real_staleness": fmean(run.mean_staleness for run in real),
+        "calibrated_staleness": fmean(found),
+        "simulated_staleness": fmean(run.mean_staleness for run in simulated),
+        "least_real_staleness": min(run.mean_staleness for run in real),
+        "most_real_staleness": max(run.mean_staleness for run in real),
     }
+
+
+def _throughput(runs: list[freewheel.Result]) -> float:
+    return sum(run.samples for run in runs) / sum(run.seconds for run in runs)
 
 
 def samples_to_target(settings: Settings) -> Values:

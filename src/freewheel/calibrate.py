@@ -45,6 +45,10 @@ def calibrate(
     A step's time is the difference between the ends of two consecutive steps of its worker. The model is not
     changed.
 
+    Threads of one machine fall into step with one another, by chance and for hundreds of steps, and their
+    updates then do not see each other: the mean staleness of two seconds may be half or twice that of the
+    next two. Give more ``seconds`` where it matters.
+
     Args:
         model: as in :func:`freewheel.fit`.
         data: as in :func:`freewheel.fit`.

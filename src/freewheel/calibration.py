@@ -45,14 +45,14 @@ class Measurement:
 
     @property
     def turnaround(self) -> float:
-        """The share of a step that lies between a push and the next pull, 0 to 0.9.
+        """The share of a step that lies between a push and the next pull, 0 to 1.
 
         Of equal workers, each sees one push of every other one a step, but for those that come while it is
         between push and pull itself: so the mean staleness is (W - 1)(1 - share).
         """
         if self.workers == 1 or not math.isfinite(self.mean_staleness):
             return 0.0
-        return min(max(1 - self.mean_staleness / (self.workers - 1), 0.0), 0.9)
+        return min(max(1 - self.mean_staleness / (self.workers - 1), 0.0), 1.0)
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Calibration:
         >>> one = Measurement(1, (0.010, 0.012), 16.0, 0.0)
         >>> two = Measurement(2, (0.012, 0.014), 16.0, 0.9)
         >>> found = Calibration((one, two), ServerSeconds(0.001, 0.0005), 10_000, 2, "stale_synchronous")
-        >>> found.engine(2).times.describe, round(found.engine(2).turnaround_s, 6)
-        ('measured(2 samples, median 0.0117)', 0.0013)
+        >>> found.engine(2).times.describe, round(found.engine(2).turnaround, 6)
+        ('measured(2 samples, median 0.013)', 0.1)
         >>> found.engine(8, machines=True).times.describe
         'measured(2 samples, median 0.0095)'
     """
@@ -119,9 +119,8 @@ class Calibration:
     def _together(self, workers: int) -> Simulated:
         found = self.at(workers)
         stretch = max(1.0, workers / max(found.workers, self.cores))
-        computing = stretch * (1 - found.turnaround)
-        times = measured(computing * one for one in found.step_seconds)
-        return Simulated(times, turnaround_s=stretch * found.turnaround * found.mean_step_s)
+        times = measured(stretch * one for one in found.step_seconds)
+        return Simulated(times, turnaround=found.turnaround)
 
     @property
     def describe(self) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from freewheel.engines.session import Session
 from freewheel.exchanges import Exchange, Fresh
 from freewheel.link import Outgoing
-from freewheel.simulation import Sampler
+from freewheel.simulation.rhythm import Rhythm
 from freewheel.tasks import WorkerContext
 from freewheel.update import Update
 
@@ -33,7 +33,7 @@ class Member:
         weights: what its module computes with; None: the live weights, as they are when its pull is served.
         exchange: its half of the method; None: it pushes every gradient.
         outgoing: what it does to an update before it is sent.
-        draw: how long its next step takes.
+        rhythm: how long its steps take.
         statistics: its running statistics, ``(m,)``.
         begun: steps begun.
         finished: steps computed.
@@ -51,7 +51,7 @@ class Member:
     weights: Weights | None
     exchange: Exchange | None
     outgoing: Outgoing | None
-    draw: Sampler
+    rhythm: Rhythm
     statistics: Tensor
     begun: int = 0
     finished: int = 0
@@ -87,7 +87,7 @@ class Fleet:
         self._snapshot: tuple[int, list[Tensor]] = (-1, [])
         parameters.bind(module)
 
-    def member(self, number: int, draw: Sampler) -> Member:
+    def member(self, number: int, rhythm: Rhythm) -> Member:
         """A worker at its beginning."""
         session, setup = self._session, self._session.job.setup
         generator = torch.Generator().manual_seed((setup.seed << 20) + number)
@@ -97,7 +97,7 @@ class Fleet:
         )
         session.contexts.append(context)
         weights, exchange, outgoing = self.equipment(number)
-        return Member(number, context, weights, exchange, outgoing, draw, self._statistics.clone())
+        return Member(number, context, weights, exchange, outgoing, rhythm, self._statistics.clone())
 
     def equipment(self, number: int) -> tuple[Weights | None, Exchange | None, Outgoing | None]:
         """A worker's weights, exchange and outgoing rule, as they are when it begins (or begins anew)."""

@@ -28,7 +28,7 @@ from freewheel.simulation import (
     as_times,
     check_workers,
 )
-from freewheel.simulation.checks import at_least_zero
+from freewheel.simulation.checks import share
 from freewheel.tasks import Supervised
 
 
@@ -42,11 +42,13 @@ class Simulated:
         network: how fast messages travel.
         server: what a push and a pull cost a shard.
         faults: what goes wrong.
-        turnaround_s: seconds between a worker's push and its next pull, such as a thread spends that applies
-            its update itself and fetches a batch. What others push meanwhile makes nobody's gradient stale.
+        turnaround: the share of a step that lies between the worker's last push and its pull, 0 to 1, such as
+            a thread spends that applies its update itself and fetches a batch. What others push meanwhile
+            makes nobody's gradient stale. It is a mean; each step's share is drawn, so that it does not
+            matter in which phase workers are to each other.
 
     Raises:
-        ConfigurationError: something that is no model, or a turnaround below zero.
+        ConfigurationError: something that is no model, or a turnaround that is no share.
 
     Example:
         >>> import torch, freewheel
@@ -63,7 +65,7 @@ class Simulated:
     network: Network = field(default_factory=Network)
     server: ServerCost = field(default_factory=ServerCost)
     faults: Iterable[Fault] = ()
-    turnaround_s: float = 0.0
+    turnaround: float = 0.0
     name: str = "simulated"
 
     def __post_init__(self) -> None:
@@ -74,7 +76,7 @@ class Simulated:
                     f"`{name}` must be a freewheel.simulation.{kind.__name__}, got {getattr(self, name)!r}"
                 )
         object.__setattr__(self, "faults", FaultPlan(self.faults).faults)
-        at_least_zero("turnaround_s", self.turnaround_s, "0.001 is a millisecond")
+        share("turnaround", self.turnaround)
 
     def check(self, job: Job) -> None:
         """Refuses times and faults of workers that there are not, live reads over a network, and streams."""
@@ -100,7 +102,7 @@ class Simulated:
             job = replace(job, task=replace(job.task, granularity="model"))
         job = replace(job, config={**job.config, **self._described()})
         faults = FaultPlan(self.faults, job.setup.seed)
-        world = World(as_times(self.times), self.network, self.server, faults, self.turnaround_s)
+        world = World(as_times(self.times), self.network, self.server, faults, self.turnaround)
         agenda = Agenda()
         clock = VirtualClock(agenda)
         session = Session(job, monitors, self.name, clock)
@@ -114,5 +116,5 @@ class Simulated:
             "network": self.network.describe,
             "server": self.server.describe,
             "faults": FaultPlan(self.faults).describe,
-            **({"turnaround_s": self.turnaround_s} if self.turnaround_s else {}),
+            **({"turnaround": self.turnaround} if self.turnaround else {}),
         }

@@ -19,6 +19,7 @@ from freewheel.errors import FreewheelError, TrainingError, WorkerError
 from freewheel.link import received, stamped
 from freewheel.server import Receipt
 from freewheel.simulation import Agenda, Die, FaultPlan, Hang, Network, ServerCost, StepTimes
+from freewheel.simulation.rhythm import Rhythm
 from freewheel.sources import Lease
 from freewheel.tasks import StepReport
 from freewheel.update import Update
@@ -33,7 +34,7 @@ class World(NamedTuple):
     network: Network
     server: ServerCost
     faults: FaultPlan
-    turnaround_s: float
+    turnaround: float
 
 
 class Step(NamedTuple):
@@ -68,9 +69,11 @@ class Simulation:
         self.faults = world.faults
         self.wire = Wire(agenda, self.server, world.network, world.server, self.faults, seed)
         self.fleet = Fleet(session)
-        self.turnaround = world.turnaround_s
-        draws = [world.times.sampler(seed, number) for number in range(workers)]
-        self.members = [self.fleet.member(number, draw) for number, draw in enumerate(draws)]
+        rhythms = [
+            Rhythm(world.times.sampler(seed, number), world.turnaround, seed, number)
+            for number in range(workers)
+        ]
+        self.members = [self.fleet.member(number, rhythm) for number, rhythm in enumerate(rhythms)]
         self.turns = Turns(session)
         # Leases of a worker that does not come back would stay undone if they were its own.
         self.fixed = self.method.leases == "fixed" and not any(isinstance(f, Die) for f in self.faults.faults)
@@ -228,7 +231,7 @@ class Simulation:
             raise WorkerError(member.number, context.sequence, error) from error
         updates, member.outbox = member.outbox, []
         self.fleet.take_back(member, updates)
-        seconds = member.draw(start) + hang
+        seconds = member.rhythm.computing(start) + hang
         member.ready_at = start + seconds
         member.busy_s += seconds
         step = Step(member, member.life, lease, report)
@@ -274,13 +277,12 @@ class Simulation:
         member = step.member
         if member.dead or member.life != step.life:
             return
-        if not self.turnaround:
+        turnaround = member.rhythm.turnaround(self.agenda.now)
+        if not turnaround:
             self._begin(member)
             return
-        member.busy_s += self.turnaround
-        again = self.agenda.now + self.turnaround
-        self.over_at = max(self.over_at, again)
-        self.agenda.at(again, partial(self._begin_again, step))
+        member.busy_s += turnaround
+        self.agenda.at(self.agenda.now + turnaround, partial(self._begin_again, step))
 
     def _begin_again(self, step: Step) -> None:
         """After the turnaround, unless the worker has died and come back meanwhile."""
@@ -338,6 +340,7 @@ class Simulation:
         member.dead = False
         member.life += 1
         member.sent = 0
+        member.rhythm.begin_anew()
         member.weights, member.exchange, member.outgoing = self.fleet.equipment(member.number)
         member.statistics.copy_(self.session.parameters.statistics)
         self._resume(member)

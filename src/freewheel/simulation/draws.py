@@ -20,6 +20,7 @@ class Stream(IntEnum):
     LATENCY = 2
     FAULTS = 3
     NOISE = 4
+    TURNAROUND = 5
 
 
 def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,13 @@ from freewheel.update import Update
 
 Settings = Mapping[str, Any]
 Values = dict[str, Any]
+
+PLAIN_LOOPS = {
+    "gradients": (False, False),
+    "gradients and updates": (True, False),
+    "gradients and updates, in flight": (True, True),
+}
+"""Loops without a simulator: whether they apply the gradients, and hold as many as there are workers."""
 
 COMPRESSIONS = {
     "none": None,
@@ -171,32 +179,45 @@ def overhead(settings: Settings) -> Values:
     """What the simulator adds to computing the gradients: a plain loop and a simulated run, in turn."""
     torch.set_num_threads(1)
     data = workloads.tensors(settings["data"], "train", settings["samples"])
-    loops: dict[str, list[float]] = {"gradients": [], "gradients and updates": [], "simulated": []}
+    loops: dict[str, list[float]] = {label: [] for label in (*PLAIN_LOOPS, "simulated")}
     for number in range(-1, settings["rounds"]):
         for label, seconds in loops.items():
             began = time.perf_counter()
             if label == "simulated":
                 _simulated(data, settings)
             else:
-                _plain(data, settings, label == "gradients and updates")
+                _plain(data, settings, *PLAIN_LOOPS[label])
             if number >= 0:
                 seconds.append(time.perf_counter() - began)
     return {"seconds": loops}
 
 
-def _plain(data: tuple[Tensor, Tensor], settings: Settings, update: bool) -> None:
+def _plain(data: tuple[Tensor, Tensor], settings: Settings, update: bool, in_flight: bool) -> None:
+    """A loop without a simulator; with gradients in flight, each is held as long as a worker holds its own."""
     model = workloads.build("mlp", 0)
     weights = list(model.parameters())
     loss = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(weights, lr=0.01, fused=True)
     source = Indexed(tensors(*data), len(data[1]), settings["batch_size"])
+    held: deque[tuple[Tensor, ...]] = deque()
+    most = settings["workers"] if in_flight else 1
     for number in range(-(-len(data[1]) // settings["batch_size"])):
         inputs, targets = source.fetch(number).batch
-        gradients = torch.autograd.grad(loss(model(inputs), targets), weights)
-        if update:
-            for weight, gradient in zip(weights, gradients, strict=True):
-                weight.grad = gradient
-            optimizer.step()
+        held.append(torch.autograd.grad(loss(model(inputs), targets), weights))
+        if len(held) == most:
+            _release(held, weights, optimizer if update else None)
+    while held:
+        _release(held, weights, optimizer if update else None)
+
+
+def _release(
+    held: deque[tuple[Tensor, ...]], weights: list[nn.Parameter], optimizer: torch.optim.Optimizer | None
+) -> None:
+    gradients = held.popleft()
+    if optimizer is not None:
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient
+        optimizer.step()
 
 
 def _simulated(data: tuple[Tensor, Tensor], settings: Settings) -> None:

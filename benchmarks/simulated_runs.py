@@ -193,7 +193,7 @@ def overhead(settings: Settings) -> Values:
 
 
 def _plain(data: tuple[Tensor, Tensor], settings: Settings, update: bool, in_flight: bool) -> None:
-    """A loop without a simulator; with gradients in flight, each is held as long as a worker holds its own."""
+    """A loop without a simulator; with gradients in flight, each is held as long as by a worker."""
     model = workloads.build("mlp", 0)
     weights = list(model.parameters())
     loss = nn.CrossEntropyLoss()

@@ -37,10 +37,10 @@ the server.
 
 Overhead: seconds of a simulated run of the MLP (784-256-10) with eight workers, all of `fit` included, over
 those of plain loops that compute the same gradients, in one process, in turn; the ratio is formed within a
-round. One loop does nothing with the gradients. One applies each at once. One holds eight before it applies the
-oldest, as asynchronous training by eight workers does, which costs more because a gradient has left the cache
-when its turn comes. What the simulator itself adds is the difference to that one; over the first no training
-whatever can stay below 1.1, for the update alone is more.
+round. One loop does nothing with the gradients. One applies each at once. One holds eight before it applies
+the oldest, as asynchronous training by eight workers does, which costs more because a gradient has left the
+cache when its turn comes. What the simulator itself adds is the difference to that one; over the first no
+training whatever can stay below 1.1, for the update alone is more.
 
 Server: one `Server.push` of a gradient in five tensors, against `add_` of one vector of the same total
 length, in turn.

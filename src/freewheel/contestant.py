@@ -41,7 +41,7 @@ def _train(job: dict[str, Any], out: Path) -> None:
     sys.path[:] = job["paths"]
     import torch
 
-    from freewheel.rundir import WEIGHTS, begin, save_weights
+    from freewheel.rundir import WEIGHTS, begin, held, save_weights
     from freewheel.train import fit
 
     with open(job["payload"], "rb") as stream:
@@ -51,9 +51,10 @@ def _train(job: dict[str, Any], out: Path) -> None:
     model = payload["model"]
     if not isinstance(model, torch.nn.Module):
         model = model()
-    result = fit(model, payload["data"], seed=job["seed"], monitors=[begin(out)], **arguments)
-    if job["keep"]:
-        save_weights(result.module, out / WEIGHTS)
+    with held(out):
+        result = fit(model, payload["data"], seed=job["seed"], monitors=[begin(out)], **arguments)
+        if job["keep"]:
+            save_weights(result.module, out / WEIGHTS)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
@@ -16,10 +18,50 @@ from freewheel.monitors.recorder import recorder
 CONFIG, EVENTS, WEIGHTS, REPORT = "config.json", "events.jsonl", "weights.safetensors", "report.html"
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Makes the folder, for its owner only; meanwhile no other run can write there.
+
+    The system lets go of it when the process ends, however that ends. File systems that cannot lock a folder,
+    such as some over a network, do not protect it.
+
+    Raises:
+        ConfigurationError: the folder cannot be made, or another run is writing there.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise ConfigurationError(
+            f"`run_dir` {folder} cannot be made: {error.strerror}; choose another folder"
+        ) from error
+    try:
+        _lock(folder, handle)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(folder: Path, handle: int) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ConfigurationError(
+            f"`run_dir` {folder} is being written to by a run that still goes on; wait for its end, end it, or"
+            " choose another folder"
+        ) from error
+    except OSError:  # a file system without locks
+        return
+
+
 def begin(
     folder: Path, steps: bool = False, earlier: Sequence[Event] | None = None, same: bool = False
 ) -> Monitor:
-    """Makes the folder, for its owner only, and the monitor that writes its configuration and events.
+    """The monitor that writes configuration and events into a folder that is there.
 
     Args:
         folder: of the run.
@@ -28,14 +70,8 @@ def begin(
         same: it goes on in this folder, whose events are replaced by these when it begins.
 
     Raises:
-        ConfigurationError: the folder cannot be made or written to, or holds a run already.
+        ConfigurationError: the folder cannot be written to, or holds a run already.
     """
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(
-            f"`run_dir` {folder} cannot be made: {error.strerror}; choose another folder"
-        ) from error
     events = folder / EVENTS
     if not same and events.is_file() and events.stat().st_size:
         raise ConfigurationError(

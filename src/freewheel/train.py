@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +14,9 @@ import torch
 from torch import nn
 
 from freewheel import engines, methods
+from freewheel.checkpoints.folder import newest
 from freewheel.checkpoints.start import sigterm_as_ctrl_c, with_checkpoints
-from freewheel.engines import Engine
+from freewheel.engines import Auto, Engine, Threads
 from freewheel.errors import ConfigurationError, DataError
 from freewheel.evaluation import check_function, check_metrics, over_source
 from freewheel.events import Monitor, RunStarted
@@ -84,7 +86,9 @@ def fit(
         method: :func:`freewheel.hogwild` (the default), :func:`freewheel.synchronous`,
             :func:`freewheel.downpour` or another of ``freewheel.methods``, or a name.
         engine: "threads"; "processes", where the Python of a step, and not PyTorch, takes the time, or where
-            a step may crash; "serial"; or an engine, such as ``freewheel.Processes(pin=True)``.
+            a step may crash; "auto" chooses between the two by running some steps, for half a second, on a
+            copy of the model, and says why; "serial"; or an engine, such as
+            ``freewheel.Processes(pin=True)``.
         workers: how many; "auto" is one per core for asynchronous methods, and one with all cores for
             synchronous.
         intra_op_threads: PyTorch threads inside each worker's operations. The default is 1, or all cores for
@@ -156,18 +160,31 @@ def fit(
         )
     source = _source(data, batch_size, seed, bptt, setup, chosen, stop)
     if record:
+        runner = Threads() if isinstance(runner, Auto) else runner
         check_recordable(model, chosen, runner.name, source, setup.workers, run_dir)
     setup, task = _checked_format(model, task, source, setup, channels_last)
     evaluation = _evaluation(evaluate, model, task, evaluate_every, bptt, stop)
     config = _describe(model, task, setup, precision)
     job = Job(model, task, chosen, source, stop, setup, evaluation, config, Trace() if record else None)
+    if isinstance(runner, Auto):
+        runner, job = _decided(job, resume)
     job = with_checkpoints(job, runner.name, run_dir, checkpoint_every, keep_checkpoints, resume)
     runner.check(job)
-    with sigterm_as_ctrl_c(job):
+    with sigterm_as_ctrl_c(job), _held(run_dir):
         result = _run(runner, job, _listening(run_dir, monitors, job), run_dir)
         if run_dir is not None:
             _keep(Path(run_dir), result)
     return result
+
+
+def _decided(job: Job, resume: str | Path | None) -> tuple[Engine, Job]:
+    """The engine that suits the job, or that of the run that goes on; the job tells why."""
+    if resume is not None:
+        name = newest(Path(resume)).tree["identity"]["engine"]
+        engine, reason = engines.by_name(name), "the run that goes on began on it"
+    else:
+        engine, reason = engines.auto.chosen(job)
+    return engine, replace(job, config={**job.config, "engine_reason": reason})
 
 
 def _run(runner: Engine, job: Job, monitors: Sequence[Monitor], run_dir: str | Path | None) -> Result:
@@ -374,6 +391,15 @@ def _describe(model: nn.Module, task: Supervised, setup: Setup, precision: str) 
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
     }
+
+
+def _held(run_dir: str | Path | None) -> AbstractContextManager[None]:
+    """Keeps other runs from writing to the folder."""
+    if run_dir is None:
+        return nullcontext()
+    from freewheel.rundir import held
+
+    return held(Path(run_dir))
 
 
 def _listening(run_dir: str | Path | None, monitors: Sequence[Monitor], job: Job) -> list[Monitor]:

@@ -148,7 +148,7 @@ EngineName = Annotated[
         "--engine",
         metavar="NAME",
         rich_help_panel=_WHERE,
-        help="threads; processes, for steps with much Python in them; serial, to debug.",
+        help="threads; processes, for steps with much Python in them; auto tries which; serial, to debug.",
     ),
 ]
 Workers = Annotated[

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from freewheel.engines.auto import Auto
 from freewheel.engines.base import Engine
 from freewheel.engines.processes import Processes
 from freewheel.engines.serial import Serial
@@ -14,6 +15,7 @@ ENGINES: dict[str, Callable[[], Engine]] = {
     "threads": Threads,
     "processes": Processes,
     "simulated": Simulated,
+    "auto": Auto,
 }
 
 
@@ -34,4 +36,4 @@ def by_name(engine: "str | Engine") -> Engine:
     return engine
 
 
-__all__ = ["ENGINES", "Engine", "Processes", "Serial", "Simulated", "Threads", "by_name"]
+__all__ = ["ENGINES", "Auto", "Engine", "Processes", "Serial", "Simulated", "Threads", "by_name"]

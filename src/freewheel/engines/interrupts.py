@@ -1,29 +1,32 @@
-"""Ctrl-C between two steps: what a checkpoint holds must not be half a step."""
+"""Ctrl-C that waits: a message must not be read by half, and what a checkpoint holds must not be half a step."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
-from types import FrameType, TracebackType
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, final
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Deferred:
-    """While it is entered, signals that a Python function handles wait until they are let through.
+@final
+class Interrupts:
+    """While entered, Python's handlers of SIGINT and SIGTERM run outside of :meth:`held` only.
 
-    A second signal is handled at once: somebody insists. In other threads than the main one, where no signal
-    arrives, and for signals that no Python function handles, it does nothing.
+    Does nothing in a thread other than the main one, where no handler ever runs, and leaves alone signals
+    that no Python function handles.
 
     Args:
         wanted: False does nothing at all.
     """
 
-    def __init__(self, wanted: bool) -> None:
+    def __init__(self, wanted: bool = True) -> None:
         self._wanted = wanted and threading.current_thread() is threading.main_thread()
         self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
+        self._held = self._insist = False
         self._waiting: tuple[int, FrameType | None] | None = None
 
     @property
@@ -31,18 +34,36 @@ class Deferred:
         """A signal has come, and waits."""
         return self._waiting is not None
 
-    def __enter__(self) -> Deferred:
+    def __enter__(self) -> Interrupts:
         for number in SIGNALS if self._wanted else ():
             handler = signal.getsignal(number)
             if callable(handler) and not isinstance(handler, signal.Handlers):
                 self._handlers[number] = handler
-                signal.signal(number, self._hold)
+                signal.signal(number, self._handle)
         return self
 
-    def _hold(self, number: int, frame: FrameType | None) -> None:
-        if self._waiting is not None:
-            self._handlers[number](number, frame)
-        self._waiting = (number, frame)
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    @contextmanager
+    def held(self, insist: bool = False) -> Iterator[None]:
+        """What is inside is not interrupted; a signal that came meanwhile is handled at the end.
+
+        An error inside goes first: what waits is then forgotten.
+
+        Args:
+            insist: a second signal is handled at once.
+        """
+        self._held, self._insist = True, insist
+        try:
+            yield
+        except BaseException:
+            self._held, self._waiting = False, None
+            raise
+        self._held = False
+        self.let_through()
 
     def let_through(self) -> None:
         """Handles the signal that waits."""
@@ -50,10 +71,8 @@ class Deferred:
             (number, frame), self._waiting = self._waiting, None
             self._handlers[number](number, frame)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        if kind is None:
-            self.let_through()
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self._held or (self._insist and self._waiting is not None):
+            self._handlers[number](number, frame)
+        else:
+            self._waiting = (number, frame)

@@ -11,7 +11,7 @@ from typing import NamedTuple, final
 from freewheel.checkpoints.saver import Cut
 from freewheel.checkpoints.tree import Tree
 from freewheel.engines.base import intra_op, seeded
-from freewheel.engines.interrupts import Deferred
+from freewheel.engines.interrupts import Interrupts
 from freewheel.engines.plan import Segment, begun
 from freewheel.engines.recorded import session_of
 from freewheel.engines.session import Session
@@ -153,7 +153,7 @@ class _Loop:
             self.outbox[context.worker] = [Update.restored(then, context.statistics) for then in updates]
 
     def _segment(self, segment: Segment) -> None:
-        with Deferred(self.session.saver is not None) as signals:
+        with Interrupts(self.session.saver is not None) as signals, signals.held(insist=True):
             while True:
                 self._start_those_who_may(segment)
                 if not self.in_flight:
@@ -176,7 +176,7 @@ class _Loop:
             else:
                 self.in_flight.append(InFlight(worker, lease, self._compute(worker, lease)))
 
-    def _look_up(self, segment: Segment, signals: Deferred) -> None:
+    def _look_up(self, segment: Segment, signals: Interrupts) -> None:
         """Between two deliveries: whether time is up, somebody interrupts, or a checkpoint is due."""
         session = self.session
         goes_on = session.reason is None

@@ -195,7 +195,9 @@ def title(run: RunStarted) -> str:
     plan = f", {', '.join(planned)} planned" if planned else ""
     goal = f", until {run.target[0]} {run.target[1]:g}" if run.target else ""
     how = f"{run.method} on {run.engine}, {wording.plural(run.workers, 'worker')}"
-    return f"{how}: {what}, batch {run.batch_size}, seed {run.seed}{plan}{goal}"
+    reason = run.config.get("engine_reason")
+    why = f"; {run.engine} chosen: {reason}" if reason else ""
+    return f"{how}: {what}, batch {run.batch_size}, seed {run.seed}{plan}{goal}{why}"
 
 
 def summary(done: RunFinished, run: RunStarted) -> str:

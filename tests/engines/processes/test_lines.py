@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from freewheel.engines.processes.interrupts import Interrupts
+from freewheel.engines.interrupts import Interrupts
 from freewheel.engines.processes.lease_queue import END, LeaseQueue, next_number
 from freewheel.engines.processes.messages import BatchSent, Line
 
@@ -170,6 +170,32 @@ def test_a_signal_waits_while_it_is_held(handled: list[int]) -> None:
             interrupt()
     assert reached == [[]]
     assert handled == [signal.SIGINT] * 2
+
+
+def test_an_error_goes_before_a_signal_that_waits(handled: list[int]) -> None:
+    with Interrupts() as interrupts:
+        with pytest.raises(ValueError, match="no"), interrupts.held():
+            interrupt()
+            raise ValueError("no")
+        assert not interrupts.waiting
+    assert handled == []
+
+
+def test_a_second_signal_insists(handled: list[int]) -> None:
+    with Interrupts() as interrupts, pytest.raises(KeyboardInterrupt), interrupts.held(insist=True):
+        interrupt()
+        assert interrupts.waiting
+        interrupt()
+    assert handled == [signal.SIGINT]
+
+
+def test_a_signal_is_let_through_in_between(handled: list[int]) -> None:
+    with Interrupts() as interrupts, interrupts.held():
+        interrupt()
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.let_through()
+        assert not interrupts.waiting
+    assert handled == [signal.SIGINT]
 
 
 def test_handlers_are_the_programs_again_afterwards(handled: list[int]) -> None:

@@ -22,7 +22,7 @@ from freewheel.engines.processes import worker as worker_module
 from freewheel.engines.processes.batches import fetched_by_workers
 from freewheel.engines.processes.desk import Desk
 from freewheel.engines.processes.endings import death, explained
-from freewheel.engines.processes.interrupts import Interrupts
+from freewheel.engines.interrupts import Interrupts
 from freewheel.engines.processes.lease_queue import LeaseQueue
 from freewheel.engines.processes.mailbox import Mailbox
 from freewheel.engines.processes.messages import (

@@ -11,7 +11,7 @@ from typing import Any, final
 
 from freewheel.engines.plan import Segment
 from freewheel.engines.processes.batches import fetched_by_workers
-from freewheel.engines.processes.interrupts import Interrupts
+from freewheel.engines.interrupts import Interrupts
 from freewheel.engines.processes.mailbox import Mailbox
 from freewheel.engines.processes.messages import Answer, Ask, BatchSent, Done, Line, NoBatch, Push, Start
 from freewheel.engines.processes.session import ProcessSession

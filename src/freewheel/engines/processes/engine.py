@@ -57,7 +57,7 @@ class Processes:
         """Refuses what processes cannot do.
 
         Raises:
-            ConfigurationError: a model on a GPU.
+            ConfigurationError: a model on a GPU, or something that cannot be pickled; the message names it.
         """
         device = next(job.module.parameters()).device
         if device.type != "cpu":
@@ -65,6 +65,13 @@ class Processes:
                 "`engine`='processes' shares weights in the memory of the processor, but `model` is on"
                 f" {device}; use engine='threads', or model.cpu()"
             )
+        from freewheel.engines.processes.batches import fetched_by_workers
+        from freewheel.engines.processes.parcel import check_sendable
+
+        source = job.source if fetched_by_workers(job.source) else None
+        check_sendable(
+            {"module": job.module, "task": job.task, "equipment": job.method, "source": source}
+        )
 
     def run(self, job: Job, monitors: Sequence[Monitor] = ()) -> Result:
         """Trains; Ctrl-C lets the workers finish their step and returns what was trained."""

@@ -55,13 +55,33 @@ def packed(contents: Mapping[str, Any], arena: Arena) -> Parcel:
     try:
         packer.dump(dict(contents))
     except Exception as error:
-        raise ConfigurationError(
-            f"{_culprit(contents)} cannot be sent to the worker processes ({type(error).__name__}:"
-            f" {error}); leave out open files, locks and generators, or use engine='threads'"
-        ) from error
+        raise _refusal(_culprit(contents), error) from error
     table = pickle.dumps(packer.table(arena))
     content, listed = arena.place([_bytes(file.getbuffer()), _bytes(table)])
     return Parcel(_address(arena, content), _address(arena, listed))
+
+
+def check_sendable(contents: Mapping[str, Any]) -> None:
+    """Pickles the contents, tensors left out, and throws the pickle away.
+
+    Args:
+        contents: by name, as for :func:`packed`.
+
+    Raises:
+        ConfigurationError: something cannot be sent to another process; the message names it.
+    """
+    for name, value in contents.items():
+        try:
+            _Packer(_Nowhere(), keep=False).dump(value)
+        except Exception as error:
+            raise _refusal(ARGUMENTS.get(name, f"`{name}`"), error) from error
+
+
+def _refusal(what: str, error: Exception) -> ConfigurationError:
+    return ConfigurationError(
+        f"{what} cannot be sent to the worker processes ({type(error).__name__}: {error}); leave out open files,"
+        " locks and generators, or use engine='threads'"
+    )
 
 
 def unpacked(parcel: Parcel, arena: Arena) -> dict[str, Any]:
@@ -78,9 +98,10 @@ def unpacked(parcel: Parcel, arena: Arena) -> dict[str, Any]:
 class _Packer(cloudpickle.CloudPickler):  # type: ignore[misc]  # the library has no types
     """Leaves tensors and large arrays out, and notes them."""
 
-    def __init__(self, file: io.BytesIO) -> None:
+    def __init__(self, file: Any, keep: bool = True) -> None:
         self._arrays: list[Tensor] = []
-        super().__init__(file, protocol=5, buffer_callback=partial(_leave_in, self._arrays))
+        leave = partial(_leave_in, self._arrays) if keep else lambda buffer: False
+        super().__init__(file, protocol=5, buffer_callback=leave)
         self._tensors: list[Tensor] = []
         self._numbers: dict[int, int] = {}
 
@@ -107,6 +128,14 @@ class _Packer(cloudpickle.CloudPickler):  # type: ignore[misc]  # the library ha
         tensors = [tensor if arena.address(tensor) is not None else next(placed) for tensor in self._tensors]
         arrays = list(placed)
         return [_address(arena, tensor) for tensor in tensors], [_address(arena, array) for array in arrays]
+
+
+@final
+class _Nowhere:
+    """A file of which nothing is kept."""
+
+    def write(self, data: bytes) -> int:
+        return len(data)
 
 
 @final
@@ -156,7 +185,7 @@ def _address(arena: Arena, tensor: Tensor) -> Address:
 def _culprit(contents: Mapping[str, Any]) -> str:
     for name, value in contents.items():
         try:
-            _Packer(io.BytesIO()).dump(value)
+            _Packer(_Nowhere(), keep=False).dump(value)
         except Exception:
             return ARGUMENTS.get(name, f"`{name}`")
     return "an argument"

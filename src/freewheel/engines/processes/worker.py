@@ -143,7 +143,7 @@ class _Worker:
     def __init__(self, number: int, line: Line, kit: Kit, numbers: int) -> None:
         self.number, self.line, self.kit = number, line, kit
         setup = kit.equipment.setup
-        os.environ.update(kit.environment)
+        _set_environment(kit.environment)
         torch.set_num_threads(setup.intra_op_threads)
         keep_large_blocks()
         _seed(setup.seed, number)
@@ -269,6 +269,13 @@ class _Worker:
         }
         self.known.update(changed)
         return changed
+
+
+def _set_environment(variables: dict[str, str]) -> None:
+    """The main process's, and no others: some may have been deleted since the fork server began."""
+    for name in os.environ.keys() - variables.keys():
+        del os.environ[name]
+    os.environ.update(variables)
 
 
 def _seed(seed: int, worker: int) -> None:

@@ -133,7 +133,7 @@ def test_the_nearest_number_of_workers_counts() -> None:
 
 
 def test_a_simulated_run_has_the_measured_throughput_and_staleness() -> None:
-    method = freewheel.stale_synchronous(100, 1e-3)
+    method = freewheel.hogwild(1e-3)
     engine = two(share=0.25).engine(2)
     result = freewheel.fit(
         nn.Linear(8, 2), (X, Y), loss=LOSS, method=method, engine=engine, workers=2, epochs=20

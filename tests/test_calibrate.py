@@ -18,7 +18,7 @@ from freewheel.engines.costs import ServerSeconds, server_seconds
 from freewheel.errors import ConfigurationError
 from freewheel.events import NOT_PUSHED, Steps
 from freewheel.rules import sgd
-from freewheel.simulation import Network, ServerCost, measured
+from freewheel.simulation import Network, ServerCost, as_times, measured
 
 X = torch.randn(512, 8, generator=torch.Generator().manual_seed(0))
 Y = (X.sum(1) > 0).long()
@@ -88,6 +88,16 @@ def test_within_one_machine_a_step_is_computing_and_turnaround_together() -> Non
     assert engine.server == ServerCost()
 
 
+def test_as_many_workers_as_were_measured_take_their_own_steps_in_order() -> None:
+    rows = [(worker, index, (1.0 + worker) * index) for index in range(17) for worker in (0, 1)]
+    found = measurement(2, [[steps(*rows)]], warm_up_s=0.0)
+    assert found.by_worker == ((1.0,) * 16, (2.0,) * 16)
+    calibration = Calibration((found,), ServerSeconds(0.002, 0.001), 1000, 2, "hogwild")
+    both = as_times(calibration.engine(2).times)
+    assert [both.sampler(0, worker)(0.0) for worker in (0, 1)] == [1.0, 2.0]
+    assert calibration.engine(3).times == measured([1.5 * one for one in found.step_seconds])
+
+
 def test_one_worker_has_no_turnaround() -> None:
     assert two().engine(1).times == measured([0.010, 0.014])
     assert two().engine(1).turnaround == 0.0
@@ -123,7 +133,7 @@ def test_the_nearest_number_of_workers_counts() -> None:
 
 
 def test_a_simulated_run_has_the_measured_throughput_and_staleness() -> None:
-    method = freewheel.stale_synchronous(100, 1e-3)
+    method = freewheel.hogwild(1e-3)
     engine = two(share=0.25).engine(2)
     result = freewheel.fit(
         nn.Linear(8, 2), (X, Y), loss=LOSS, method=method, engine=engine, workers=2, epochs=20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -126,23 +127,27 @@ def measurement(workers: int, runs: Iterable[Iterable[Steps]], warm_up_s: float)
     Raises:
         ConfigurationError: there are too few steps.
     """
-    seconds, samples, staleness = _collected(runs, warm_up_s)
+    own, samples, staleness = _collected(runs, warm_up_s)
+    seconds = [one for steps in own.values() for one in steps]
     if len(seconds) < LEAST_STEPS * workers:
         raise ConfigurationError(
             f"`seconds` were enough for {len(seconds)} steps of {workers} workers after the warm-up, and"
             f" {LEAST_STEPS} for each are needed; give more, or a smaller `batch_size`"
         )
     late_mean = sum(staleness) / len(staleness) if staleness else math.nan
-    return Measurement(workers, tuple(seconds), sum(samples) / len(samples), late_mean)
+    by_worker = tuple([tuple(own.get(worker, ())) for worker in range(workers)])
+    return Measurement(workers, tuple(seconds), sum(samples) / len(samples), late_mean, by_worker)
 
 
 def _enough(workers: int, runs: Iterable[Iterable[Steps]], seconds: float) -> bool:
-    return len(_collected(runs, WARM_UP * seconds / ROUNDS)[0]) >= LEAST_STEPS * workers
+    return len(_collected(runs, WARM_UP * seconds / ROUNDS)[1]) >= LEAST_STEPS * workers
 
 
-def _collected(runs: Iterable[Iterable[Steps]], warm_up_s: float) -> tuple[list[float], list[int], list[int]]:
-    """Of every step after the warm-up its seconds and its examples; of every update its staleness."""
-    seconds: list[float] = []
+def _collected(
+    runs: Iterable[Iterable[Steps]], warm_up_s: float
+) -> tuple[dict[int, list[float]], list[int], list[int]]:
+    """Of every step after the warm-up its seconds, by worker, and examples; of every update its staleness."""
+    seconds: dict[int, list[float]] = defaultdict(list)
     samples: list[int] = []
     staleness: list[int] = []
     for run in runs:
@@ -150,7 +155,7 @@ def _collected(runs: Iterable[Iterable[Steps]], warm_up_s: float) -> tuple[list[
         for worker, sequence, size, late, end in _rows(run):
             before, since = last.get(worker, (-2, 0.0))
             if since >= warm_up_s and sequence == before + 1 and end > since:
-                seconds.append(end - since)
+                seconds[worker].append(end - since)
                 samples.append(size)
                 staleness += [late] if late != NOT_PUSHED else []
             last[worker] = (sequence, end)

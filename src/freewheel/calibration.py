@@ -10,7 +10,7 @@ from functools import cached_property
 from freewheel.engines.costs import ServerSeconds
 from freewheel.engines.simulated import Simulated
 from freewheel.errors import ConfigurationError
-from freewheel.simulation import Network, ServerCost, measured
+from freewheel.simulation import Network, ServerCost, measured, per_worker
 from freewheel.simulation.checks import whole
 
 LEAST = 0.05  # of a step that is computing, whatever the server's costs were measured to be
@@ -26,12 +26,14 @@ class Measurement:
             pulling, computing, pushing, and what the workers took from each other.
         samples_per_step: examples, on average.
         mean_staleness: of their updates.
+        by_worker: the same step_seconds, worker by worker, in the order of time; empty if not known.
     """
 
     workers: int
     step_seconds: tuple[float, ...] = field(repr=False)
     samples_per_step: float
     mean_staleness: float
+    by_worker: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
 
     @cached_property
     def mean_step_s(self) -> float:
@@ -118,6 +120,9 @@ class Calibration:
 
     def _together(self, workers: int) -> Simulated:
         found = self.at(workers)
+        if found.workers == workers and all(found.by_worker) and found.by_worker:
+            own = {worker: measured(one, in_order=True) for worker, one in enumerate(found.by_worker)}
+            return Simulated(per_worker(own, measured(found.step_seconds)), turnaround=found.turnaround)
         stretch = max(1.0, workers / max(found.workers, self.cores))
         times = measured(stretch * one for one in found.step_seconds)
         return Simulated(times, turnaround=found.turnaround)

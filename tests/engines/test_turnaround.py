@@ -62,9 +62,17 @@ def test_updates_during_a_turnaround_make_nobody_stale_in_whatever_phase(
     assert result.mean_staleness == pytest.approx(1 - share, abs=0.03)
 
 
-def test_of_four_workers_each_sees_that_share_of_the_others() -> None:
-    result = run(0.3, freewheel.stale_synchronous(100, 0.01), lognormal(0.003, 0.3), workers=4, epochs=200)
+@pytest.mark.parametrize("method", [freewheel.hogwild(0.01), freewheel.stale_synchronous(100, 0.01)])
+def test_of_four_workers_each_sees_that_share_of_the_others(method: freewheel.Method) -> None:
+    result = run(0.3, method, lognormal(0.003, 0.3), workers=4, epochs=200)
     assert result.mean_staleness == pytest.approx(3 * 0.7, abs=0.06)
+
+
+def test_workers_with_copies_of_the_weights_have_a_fixed_share() -> None:
+    """In step, the first to push sees nothing of the other, and the other sees that."""
+    times = per_worker({0: constant(0.003 + 1e-9)}, constant(0.003))
+    result = run(0.1, freewheel.stale_synchronous(100, 0.01), times, epochs=200)
+    assert result.mean_staleness == pytest.approx(0.5, abs=0.02)
 
 
 def test_without_turnaround_nothing_changes() -> None:

@@ -269,3 +269,21 @@ def test_a_trace_without_steps_says_how_to_record_them(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").write_text('{"event": "Nothing"}\n{}\n')
     with pytest.raises(DataError, match=r"is damaged, or no record of a run: .*unknown event 'Nothing'"):
         from_trace(tmp_path)
+
+
+def test_measured_in_order_goes_round_and_round_from_a_place_that_the_seed_gives() -> None:
+    samples = [1.0, 2.0, 3.0, 4.0, 5.0]
+    model = measured(samples, in_order=True)
+    draw = model.sampler(seed=3, worker=0)
+    drawn = [draw(0.0) for _ in range(11)]
+    start = samples.index(drawn[0])
+    assert drawn == [samples[(start + index) % 5] for index in range(11)]
+    assert len({model.sampler(seed, 0)(0.0) for seed in range(30)}) == 5
+    assert model.describe == "measured(5 samples, median 3, in order)"
+
+
+def test_measured_in_order_of_several_workers_stays_in_step() -> None:
+    """Both begin at the same share of what was measured of them at the same time."""
+    first, second = (measured(range(start, start + 100), in_order=True) for start in (1, 1001))
+    for seed in range(10):
+        assert second.sampler(seed, 1)(0.0) - first.sampler(seed, 0)(0.0) == 1000

@@ -44,8 +44,8 @@ class Simulated:
         faults: what goes wrong.
         turnaround: the share of a step that lies between the worker's last push and its pull, 0 to 1, such as
             a thread spends that applies its update itself and fetches a batch. What others push meanwhile
-            makes nobody's gradient stale. It is a mean; each step's share is drawn, so that it does not
-            matter in which phase workers are to each other.
+            makes nobody's gradient stale. Of workers that read the live weights it is the mean of shares that
+            are drawn for each step, so that it does not matter in which phase they are to each other.
 
     Raises:
         ConfigurationError: something that is no model, or a turnaround that is no share.

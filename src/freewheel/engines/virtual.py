@@ -69,8 +69,9 @@ class Simulation:
         self.faults = world.faults
         self.wire = Wire(agenda, self.server, world.network, world.server, self.faults, seed)
         self.fleet = Fleet(session)
+        live = self.method.exchange is None
         rhythms = [
-            Rhythm(world.times.sampler(seed, number), world.turnaround, seed, number)
+            Rhythm(world.times.sampler(seed, number), world.turnaround, seed, number, live)
             for number in range(workers)
         ]
         self.members = [self.fleet.member(number, rhythm) for number, rhythm in enumerate(rhythms)]

@@ -16,24 +16,28 @@ from freewheel.simulation.times import Sampler
 class Rhythm:
     """The steps of one worker, each split into a turnaround, from its last push to its pull, and computing.
 
-    The split is drawn for every step, so that the mean staleness follows from the mean share alone: threads
-    of one machine fall into and out of step with one another, for hundreds of steps or for two, and a fixed
-    split would make the staleness of a whole run hang on the phase in which it happens to be. For each step
-    the turnaround is, with the probabilities that give the mean, nothing, anything alike, or all of the step.
-    Then of two workers, whatever their phase, each sees a push of the other with probability 1 - share.
+    A split may be drawn for every step, so that the mean staleness follows from the mean share alone: threads
+    that read live weights fall into and out of step with one another, for hundreds of steps or for two, and
+    while they are in step their overlapping updates do not see each other. A fixed split would make the
+    staleness of a whole run hang on the phase in which it happens to be. Drawn, the turnaround is for each
+    step, with the probabilities that give the mean, nothing, anything alike, or all of the step. Then of two
+    workers, whatever their phase, each sees a push of the other with probability 1 - share.
 
     Args:
         draw: seconds of whole steps.
         share: of a step, on average, that is turnaround, in [0, 1].
         seed: of the run.
         worker: whose steps they are.
+        spread: draw the split of every step.
     """
 
     __slots__ = ("_draw", "_rests", "_share")
 
-    def __init__(self, draw: Sampler, share: float, seed: int, worker: int) -> None:
+    def __init__(self, draw: Sampler, share: float, seed: int, worker: int, spread: bool) -> None:
         self._draw = draw
-        self._share = _shares(share, seed, worker) if share else None
+        self._share: Callable[[], float] | None = None
+        if share:
+            self._share = _shares(share, seed, worker) if spread else lambda: share
         self._rests: deque[float] = deque()  # computing of the steps that have been split
 
     def turnaround(self, now: float) -> float:

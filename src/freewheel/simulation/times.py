@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -92,6 +93,7 @@ class Measured(StepTimes):
     """See :func:`measured`."""
 
     samples: tuple[float, ...]
+    in_order: bool = False
 
     def __post_init__(self) -> None:
         remedy = "leave out what was not measured"
@@ -103,14 +105,19 @@ class Measured(StepTimes):
         object.__setattr__(self, "samples", seconds)
 
     def sampler(self, seed: int, worker: int) -> Sampler:
-        """Draws from the samples with replacement."""
+        """Draws from the samples with replacement, or goes through them round and round."""
+        if self.in_order:  # all workers begin at the same part of what was measured
+            start = int(generator(seed, Stream.TIMES).random() * len(self.samples))
+            round_and_round = itertools.cycle(self.samples[start:] + self.samples[:start])
+            return lambda now: next(round_and_round)
         draws, known = generator(seed, Stream.TIMES, worker), np.array(self.samples)
         return in_blocks(lambda size: known[(draws.random(size) * len(known)).astype(np.intp)])
 
     @property
     def describe(self) -> str:
         """How many there are, and their median; not all of them."""
-        return f"measured({len(self.samples)} samples, median {statistics.median(self.samples):g})"
+        order = ", in order" if self.in_order else ""
+        return f"measured({len(self.samples)} samples, median {statistics.median(self.samples):g}{order})"
 
 
 def constant(seconds: float) -> Constant:
@@ -148,13 +155,16 @@ def lognormal(median_s: float, sigma: float) -> LogNormal:
     return LogNormal(median_s, sigma)
 
 
-def measured(samples: Iterable[float]) -> Measured:
+def measured(samples: Iterable[float], in_order: bool = False) -> Measured:
     """Steps as they were measured: each is one of the samples, drawn with replacement (the bootstrap).
 
-    What makes neighbouring steps alike (a machine that heats up) is lost; `pauses` and `slow` bring it back.
+    What makes neighbouring steps alike (a machine that heats up) is lost, unless they are taken in order.
 
     Args:
         samples: seconds, each > 0.
+        in_order: take one after the other, round and round, from a place that the seed of the run gives. It
+            is the same share of the samples for all workers, so what was measured of several at the same time
+            comes at the same time.
 
     Raises:
         ConfigurationError: no samples, or one that is not above zero and finite.
@@ -167,7 +177,7 @@ def measured(samples: Iterable[float]) -> Measured:
     References:
         Efron 1979, "Bootstrap methods: another look at the jackknife", section 2.
     """
-    return Measured(samples)  # type: ignore[arg-type]  # it makes a tuple of them
+    return Measured(samples, in_order)  # type: ignore[arg-type]  # it makes a tuple of them
 
 
 def as_times(model: object, name: str = "times") -> StepTimes:

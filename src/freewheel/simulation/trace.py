@@ -35,7 +35,7 @@ def from_trace(trace: str | Path | Iterable[Event]) -> PerWorker:
         >>> worker, sequence, ends = [0, 0, 1, 0], [0, 1, 0, 2], [1.0, 3.0, 4.0, 5.5]
         >>> steps = Steps(worker, sequence, [0, 1, 2, 3], [8] * 4, [1.0] * 4, [0] * 4, ends)
         >>> from_trace([steps]).models
-        ((0, Measured(samples=(2.0, 2.5))),)
+        ((0, Measured(samples=(2.0, 2.5), in_order=False)),)
     """
     events = _events(Path(trace)) if isinstance(trace, str | Path) else trace
     samples = _step_seconds(events)

@@ -15,6 +15,7 @@
 - ``checkpoints/`` the whole state of a run on disk, and back
 - ``audit.py`` does the record of a run add up? ``auditing/`` what it looks at
 - ``calibrate.py`` measures this machine for a simulation; ``advise.py`` says which method to use
+- ``dropin/`` training scripts of others: ``freewheel run`` and ``join()``
 - ``monitors/`` who listens; ``report/`` events -> HTML and plots; ``commands/`` the command line
 - ``data/`` loaders and embedded sets; ``recipes/`` example models and runs
 - ``machine.py`` cores and allocator; ``randomness.py`` borrowed generators; ``errors.py``, ``metrics.py``
@@ -28,6 +29,7 @@ from freewheel.calibrate import calibrate
 from freewheel.calibration import Calibration
 from freewheel.compare import compare
 from freewheel.comparison import Comparison
+from freewheel.dropin.worker import join
 from freewheel.engines import Processes, Serial, Simulated, Threads
 from freewheel.errors import (
     CheckpointError,
@@ -90,6 +92,7 @@ __all__ = [
     "fit",
     "free",
     "hogwild",
+    "join",
     "local_sgd",
     "monitors",
     "parallel_sgd",

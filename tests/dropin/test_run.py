@@ -132,6 +132,8 @@ def test_the_example_differs_in_five_lines_and_runs(tmp_path: Path) -> None:
     changes = list(difflib.unified_diff(plain, shared, lineterm="", n=0))[2:]
     assert sum(line.startswith("+") for line in changes) <= 5
     assert sum(line.startswith("-") for line in changes) <= 5
+    readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    assert all(line in readme.splitlines() for line in changes if not line.startswith("@@"))
     file = tmp_path / "weights.pt"
     arguments = ["--epochs", "1", "--dry-run", "--save-model", str(file)]
     done = run(str(EXAMPLES / "mnist_freewheel.py"), *arguments)

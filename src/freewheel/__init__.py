@@ -17,6 +17,7 @@
 - ``calibrate.py`` measures this machine for a simulation; ``advise.py`` says which method to use
 - ``monitors/`` who listens; ``report/`` events -> HTML and plots; ``commands/`` the command line
 - ``data/`` loaders and embedded sets; ``recipes/`` example models and runs
+- ``testing/`` faults on purpose; ``injection.py`` where they get hold of a run
 - ``machine.py`` cores and allocator; ``randomness.py`` borrowed generators; ``errors.py``, ``metrics.py``
 """
 

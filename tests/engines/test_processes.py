@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -104,6 +104,7 @@ def test_the_death_of_a_worker_ends_the_run_and_says_how_it_died(death: str, met
             step=dies(how),
             method=ALL[method],
             epochs=10**6,
+            on_error="stop",
             monitors=[lambda event: events.append(type(event).__name__)],
         )
     assert (caught.value.worker, caught.value.sequence) == (1, 3)
@@ -124,7 +125,7 @@ def test_a_worker_that_hangs_while_another_fails_is_killed(monkeypatch: pytest.M
         return loss_of(module, batch)
 
     with pytest.raises(freewheel.WorkerError, match=r"worker 1 .*boom"):
-        fit(step=step)
+        fit(step=step, on_error="stop")
     assert not workers_alive()
 
 
@@ -512,11 +513,11 @@ def test_ctrl_c_while_a_segment_is_opened_leaves_no_worker_without_its_order(
     before = LeaseQueue.open
     opened: list[int] = []
 
-    def interrupted(queue: LeaseQueue, first: int, limit: int) -> None:
-        opened.append(first)
+    def interrupted(queue: LeaseQueue, numbers: Sequence[int]) -> None:
+        opened.append(numbers[0])
         if len(opened) == 2:
             signal.raise_signal(signal.SIGINT)
-        before(queue, first, limit)
+        before(queue, numbers)
 
     monkeypatch.setattr(LeaseQueue, "open", interrupted)
     restored = signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -321,7 +321,7 @@ class Session:
         self.reason = "error"
         self.record.hush()
         if isinstance(error, WorkerError):
-            self.record.emit(WorkerFailed(error.worker, error.sequence, str(error)))
+            self.record.emit(WorkerFailed(error.worker, error.sequence, error.reason))
         self._finish()
 
     def result(self) -> Result:

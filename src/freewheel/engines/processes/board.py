@@ -9,7 +9,7 @@ from torch import Tensor
 
 from freewheel.engines.processes.shared import WORDS, Arena, SharedCounts
 
-VERSIONS, SAMPLES, STEPS, PROCESSOR_NS = range(4)
+VERSIONS, SAMPLES, STEPS, PROCESSOR_NS, BATCH, WRITTEN, COLLECTED = range(7)
 STOPPING = 0  # in the row behind the workers'
 
 
@@ -25,6 +25,9 @@ class Board:
         samples: examples behind them.
         steps: finished steps.
         processor_ns: processor time that a worker has used, in nanoseconds.
+        batch: number of the batch that it took last.
+        written: rows in its journal.
+        collected: those that the main process, who counts here, has collected.
     """
 
     def __init__(self, cells: Tensor) -> None:
@@ -33,6 +36,9 @@ class Board:
         self.samples = SharedCounts(cells[:-1, SAMPLES])
         self.steps = SharedCounts(cells[:-1, STEPS])
         self.processor_ns = SharedCounts(cells[:-1, PROCESSOR_NS])
+        self.batch = SharedCounts(cells[:-1, BATCH])
+        self.written = SharedCounts(cells[:-1, WRITTEN])
+        self.collected = SharedCounts(cells[:-1, COLLECTED])
         self._signs = SharedCounts(cells[-1])
 
     @classmethod

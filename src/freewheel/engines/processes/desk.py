@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, final
 
+from freewheel.engines.interrupts import Interrupts
 from freewheel.engines.plan import Segment
 from freewheel.engines.processes.batches import fetched_by_workers
-from freewheel.engines.interrupts import Interrupts
 from freewheel.engines.processes.mailbox import Mailbox
 from freewheel.engines.processes.messages import Answer, Ask, BatchSent, Done, Line, NoBatch, Push, Start
 from freewheel.engines.processes.session import ProcessSession
@@ -55,6 +55,8 @@ class Desk:
         self._waiting: dict[int, Receipt | None] = {}  # who waits to start a step -> receipt of the last one
         self._asking: dict[int, int] = {}  # who waits for a batch -> for which step of the segment
         self._held: dict[int, Lease] = {}  # batches that workers were sent
+        self._again: dict[int, Lease] = {}  # those that a dead worker had, for who replaces it
+        self._received: dict[int, tuple[int, Receipt]] = {}  # the last step that was pushed, and its receipt
         self._stopping = False
 
     def open(self, segment: Segment) -> None:
@@ -77,6 +79,29 @@ class Desk:
                 if lease.carry is not None:
                     lease.carry.value = carried
                 self.session.job.source.acknowledge(lease)
+
+    def forget(self, worker: int) -> Receipt | None:
+        """The worker has died: nothing that it asked for will be answered.
+
+        Returns:
+            The receipt of the step that it was in, where that has been pushed into a round: it must not be
+            taken again. Batches of other methods are.
+        """
+        self._waiting.pop(worker, None)
+        self._asking.pop(worker, None)
+        step, receipt = self._received.pop(worker, (-1, None))
+        held = self._held.pop(worker, None)
+        if step != self.session.board.steps[worker] or self.session.job.method.leases != "fixed":
+            receipt = None
+        if held is not None and receipt is not None:
+            self.session.job.source.acknowledge(held)
+        elif held is not None:
+            self._again[worker] = held
+        return receipt
+
+    def waits(self, worker: int) -> bool:
+        """Whether the worker waits for others, or for a batch."""
+        return worker in self._waiting or worker in self._asking
 
     def retire(self, worker: int) -> None:
         """The worker has no further step in this segment: nobody waits for it."""
@@ -101,6 +126,8 @@ class Desk:
         except Exception:
             self._waiting[worker] = None  # to be dismissed
             raise
+        if update.last and not push.now:
+            self._received[worker] = self.session.board.steps[worker], receipt
         if push.now:
             self._send(worker, Answer(receipt, not self._stopping))
         elif update.last:
@@ -150,6 +177,8 @@ class Desk:
             ) from error
 
     def _lease(self, worker: int, step: int) -> Lease | None:
+        if worker in self._again:
+            return self._again.pop(worker)
         job = self.session.job
         if job.method.leases == "fixed":
             return job.source.take_number(self._segment.first + step * job.setup.workers + worker)

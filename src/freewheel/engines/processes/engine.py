@@ -69,9 +69,7 @@ class Processes:
         from freewheel.engines.processes.parcel import check_sendable
 
         source = job.source if fetched_by_workers(job.source) else None
-        check_sendable(
-            {"module": job.module, "task": job.task, "equipment": job.method, "source": source}
-        )
+        check_sendable({"module": job.module, "task": job.task, "equipment": job.method, "source": source})
 
     def run(self, job: Job, monitors: Sequence[Monitor] = ()) -> Result:
         """Trains; Ctrl-C lets the workers finish their step and returns what was trained."""

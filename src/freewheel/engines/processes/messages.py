@@ -37,10 +37,9 @@ class Entry(NamedTuple):
 
 
 class Report(NamedTuple):
-    """Finished steps since the last report."""
+    """A worker's page of the book, as it is now."""
 
-    rows: list[Row]
-    entry: Entry | None
+    entry: Entry
 
 
 class Standing(NamedTuple):
@@ -131,11 +130,15 @@ class Work(NamedTuple):
         first: number of its first batch.
         limit: number after its last batch; None where that is not known.
         began: when training time was 0, by the system's monotonic clock.
+        step: of the segment that the worker begins with: others before it were another life's.
+        asks: before the first step.
     """
 
     first: int
     limit: int | None
     began: float
+    step: int = 0
+    asks: bool = False
 
 
 class Answer(NamedTuple):

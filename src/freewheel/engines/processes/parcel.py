@@ -79,8 +79,8 @@ def check_sendable(contents: Mapping[str, Any]) -> None:
 
 def _refusal(what: str, error: Exception) -> ConfigurationError:
     return ConfigurationError(
-        f"{what} cannot be sent to the worker processes ({type(error).__name__}: {error}); leave out open files,"
-        " locks and generators, or use engine='threads'"
+        f"{what} cannot be sent to the worker processes ({type(error).__name__}: {error}); leave out open"
+        " files, locks and generators, or use engine='threads'"
     )
 
 

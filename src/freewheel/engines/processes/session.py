@@ -13,6 +13,7 @@ from torch import Tensor
 from freewheel.engines.base import intra_op
 from freewheel.engines.clock import Clock
 from freewheel.engines.processes.board import Board
+from freewheel.engines.processes.journal import Journal
 from freewheel.engines.processes.shared import Arena
 from freewheel.engines.session import Session
 from freewheel.events import Monitor
@@ -29,6 +30,7 @@ class ProcessSession(Session):
     Attributes:
         arena: the shared memory.
         board: the workers' counts.
+        journal: the steps that they have finished.
         memory: of all processes.
         buffers: of worker 0's replica that are no running statistics, as far as they have changed.
     """
@@ -36,6 +38,7 @@ class ProcessSession(Session):
     def __init__(self, job: Job, monitors: Sequence[Monitor], engine: str) -> None:
         self.arena = Arena()
         self.board = Board.within(self.arena, job.setup.workers, job.setup.shards)
+        self.journal = Journal.within(self.arena, job.setup.workers, self.board)
         self.memory = Memory()
         self.buffers: dict[str, Tensor] = {}
         super().__init__(job, monitors, engine, Clock(partial(_processor_seconds, self.board)), self.memory)

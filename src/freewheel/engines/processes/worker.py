@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from freewheel.engines.processes.batches import Batches, batches_for
 from freewheel.engines.processes.board import Board
-from freewheel.engines.processes.delivery import Delivery, Direct, Served
+from freewheel.engines.processes.delivery import Delivery, Direct, Life, Served
+from freewheel.engines.processes.journal import Journal
 from freewheel.engines.processes.mailbox import Mailbox
 from freewheel.engines.processes.messages import (
     Entry,
@@ -31,7 +32,6 @@ from freewheel.engines.processes.messages import (
     Quit,
     Ready,
     Report,
-    Row,
     Standing,
     Work,
 )
@@ -44,7 +44,7 @@ from freewheel.server import Receipt, Server
 from freewheel.sources import Lease, Source
 from freewheel.tasks import StepReport, Task
 
-REPORT_S = 0.1  # finished steps are told of this often
+REPORT_S = 0.1  # a worker that keeps its page of the book tells of it this often
 
 
 @dataclass
@@ -58,6 +58,7 @@ class Kit:
         server: over the shared weights and the shared state of the rule.
         source: whose batches workers fetch themselves; None where the main process sends them.
         board: counts that everybody sees.
+        journal: of finished steps.
         mailboxes: one a worker; empty where workers apply their updates themselves.
         gated: workers ask before they start a step.
         environment: variables of the main process, which may have changed since the fork server began.
@@ -69,6 +70,7 @@ class Kit:
     server: Server
     source: Source | None
     board: Board
+    journal: Journal
     mailboxes: list[Mailbox]
     gated: bool
     environment: dict[str, str]
@@ -81,10 +83,12 @@ class Place:
     Attributes:
         worker: which worker, from 0.
         cores: that it may run on; empty for all.
+        incarnation: which life of the worker, from 0.
     """
 
     worker: int
     cores: frozenset[int] = frozenset()
+    incarnation: int = 0
 
 
 def main(place: Place, connection: Connection, segments: list[int], numbers: int, parcel: Parcel) -> None:
@@ -105,7 +109,7 @@ def main(place: Place, connection: Connection, segments: list[int], numbers: int
         if place.cores:
             os.sched_setaffinity(0, place.cores)
         arena = Arena.attached(segments)
-        worker = _Worker(place.worker, line, Kit(**unpacked(parcel, arena)), numbers)
+        worker = _Worker(place, line, Kit(**unpacked(parcel, arena)), numbers)
         arena.close_descriptors()
         worker.serve()
     except BaseException as error:
@@ -140,18 +144,20 @@ def _failed(error: BaseException, sequence: int) -> Failed:
 
 @final
 class _Worker:
-    def __init__(self, number: int, line: Line, kit: Kit, numbers: int) -> None:
+    def __init__(self, place: Place, line: Line, kit: Kit, numbers: int) -> None:
+        number = place.worker
         self.number, self.line, self.kit = number, line, kit
         setup = kit.equipment.setup
         _set_environment(kit.environment)
         torch.set_num_threads(setup.intra_op_threads)
         keep_large_blocks()
-        _seed(setup.seed, number)
-        self.delivery = self._delivery()
+        _seed(setup.seed, number, place.incarnation)
+        own = kit.equipment.method.exchange is not None  # whose pushes are numbered by themselves
+        self.delivery = self._delivery(Life(place.incarnation, 0 if own else kit.board.steps[number]))
         self.batches: Batches = batches_for(kit.source, kit.equipment, number, numbers, line)
-        own = kit.equipment.method.exchange is not None
         flat = kit.server.parameters.flat.clone() if own else None
         self.context = kit.equipment.context(number, kit.module, flat, self.delivery.send)
+        self.context.sequence = kit.board.steps[number]  # goes on where an earlier life ended
         self.link = None
         if flat is not None:
             local = kit.equipment.local(number, flat, lambda: pace(number, list(kit.board.steps)))
@@ -159,21 +165,22 @@ class _Worker:
                 self.context, local, kit.server.pull, self.delivery.send, self.delivery.send_now
             )
         generator = kit.server.book.slots[number].context.generator
-        if generator is not None and number:  # those of the others would draw the same
-            generator.manual_seed((setup.seed << 20) + number)
+        if generator is not None and (number or place.incarnation):  # those of the others would draw the same
+            generator.manual_seed((setup.seed << 20) + (place.incarnation << 40) + number)
+        if place.incarnation:
+            self.context.generator.manual_seed((setup.seed << 20) + (place.incarnation << 40) + number)
         self.state = kit.task.init(self.context)
-        self.rows: list[Row] = []
         self.hopeless = 0
         self.reported = time.perf_counter()
         self.began = 0.0
         self.known: dict[str, Tensor] = {}  # buffers, as the main process knows them
         self.private = kit.server.parameters.private_buffers(kit.module)
 
-    def _delivery(self) -> Delivery:
+    def _delivery(self, life: Life) -> Delivery:
         kit = self.kit
         if not kit.mailboxes:
-            return Direct(kit.server)
-        return Served(self.line, kit.mailboxes[self.number], kit.gated)
+            return Direct(kit.server, life)
+        return Served(self.line, kit.mailboxes[self.number], kit.gated, life)
 
     def serve(self) -> None:
         """Does what the main process asks for until it asks to quit."""
@@ -190,11 +197,12 @@ class _Worker:
         self.began = work.began
         delivery.open()
         batches.open(work)
-        step, go = 0, delivery.may_begin()
+        step, go = work.step, delivery.may_begin(work.asks)
         while go and not board.stopping:
             lease = batches.take(step)
             if lease is None:
                 break
+            board.batch[self.number] = lease.number
             self._look()
             report = self.kit.task.step(self.context, lease, self.state)
             batches.done(lease)
@@ -215,7 +223,8 @@ class _Worker:
     def _book(self, lease: Lease, report: StepReport, receipt: Receipt | None) -> None:
         context, now = self.context, time.perf_counter()
         staleness = receipt.staleness if receipt is not None else NOT_PUSHED
-        self.rows.append(
+        self.kit.journal.write(
+            self.number,
             (
                 self.number,
                 context.sequence,
@@ -224,7 +233,7 @@ class _Worker:
                 report.loss,
                 staleness,
                 now - self.began,
-            )
+            ),
         )
         context.sequence += 1
         self.kit.board.steps[self.number] = context.sequence
@@ -233,19 +242,17 @@ class _Worker:
         self.hopeless = hopeless(self.number, report.loss, self.hopeless)
 
     def report(self) -> None:
-        """Tells of the steps that were finished since the last time."""
+        """Tells what only this process knows."""
         self._publish()
         self.reported = time.perf_counter()
-        self.line.send(Report(self.rows, self._entry()))
-        self.rows = []
+        if not self.kit.mailboxes:
+            self.line.send(Report(self._entry()))
 
     def _publish(self) -> None:
         self.kit.board.processor_ns[self.number] = time.process_time_ns()
 
-    def _entry(self) -> Entry | None:
-        """This worker's page of the book, if it is kept here."""
-        if self.kit.mailboxes:
-            return None
+    def _entry(self) -> Entry:
+        """This worker's page of the book."""
         slot = self.kit.server.book.slots[self.number]
         return Entry(slot.pushed, slot.released, slot.counts)
 
@@ -278,8 +285,9 @@ def _set_environment(variables: dict[str, str]) -> None:
     os.environ.update(variables)
 
 
-def _seed(seed: int, worker: int) -> None:
-    """Seeds the generators of the process: PyTorch's, Python's and NumPy's."""
-    torch.manual_seed(seed if worker == 0 else (seed << 20) + worker)
-    random.seed((seed << 20) + worker)
-    np.random.seed((seed + worker) % 2**32)
+def _seed(seed: int, worker: int, incarnation: int) -> None:
+    """Seeds the generators of the process: PyTorch's, Python's and NumPy's. A new life draws anew."""
+    own = (seed << 20) + (incarnation << 40) + worker
+    torch.manual_seed(seed if own == seed << 20 else own)
+    random.seed(own)
+    np.random.seed((seed + worker + 7919 * incarnation) % 2**32)

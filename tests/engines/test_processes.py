@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import multiprocessing
 import os
@@ -29,6 +30,7 @@ import freewheel
 from freewheel.engines.processes import crew
 from freewheel.engines.processes.lease_queue import LeaseQueue
 from freewheel.events import Event, Steps
+from freewheel.rules import chain, finite, quarantine, sgd
 
 PATIENCE_S = 60.0  # against hanging only
 
@@ -375,6 +377,18 @@ def test_asynchronous_streams_are_read_once_an_epoch() -> None:
     )
     assert set(leases.values()) == {1}
     assert result.samples == 3 * 2 * 6 * (399 // 12)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_state_of_a_rule_may_grow(workers: int) -> None:
+    method = freewheel.synchronous(rule=chain(quarantine(finite(), after=2), sgd(0.05, momentum=0.9)))
+    model = nn.Linear(10, 3)
+    serial, processes = (
+        fit(method=method, workers=workers, engine=engine, model=copy.deepcopy(model))
+        for engine in ("serial", "processes")
+    )
+    assert processes.ledger == serial.ledger
+    assert torch.equal(state(processes.module), state(serial.module))
 
 
 def test_a_queue_longer_than_its_pipe_is_used_up() -> None:

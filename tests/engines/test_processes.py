@@ -261,6 +261,23 @@ def test_no_process_outlives_a_main_process_that_is_killed(long_run: subprocess.
     assert not alive
 
 
+def test_no_worker_waits_for_what_a_main_process_has_forked(tmp_path: Path) -> None:
+    """A loader's process, say, holds every descriptor of the main process open."""
+    forks = "        if os.fork() == 0:\n            time.sleep(600)\n"
+    text = LONG.replace("        print(", f"{forks}        print(")
+    with script(f"import os, time\n{text}", tmp_path / "forks.py") as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "training\n"
+        workers = [p for p in everybody(running.pid) if p.ppid() not in (running.pid, os.getpid())]
+        assert len(workers) == 2
+        running.kill()
+        running.wait()
+        _, alive = psutil.wait_procs(workers, timeout=PATIENCE_S)
+        for process in everybody(running.pid):
+            process.kill()
+        assert not alive
+
+
 @pytest.mark.parametrize("long_run", [""], indirect=True, ids=["steps"])
 def test_ctrl_c_in_a_terminal_reaches_everybody_and_ends_the_run_well(
     long_run: subprocess.Popen[str],

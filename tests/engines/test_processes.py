@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 import freewheel
-from freewheel.engines.processes import crew
+from freewheel.engines.processes import crew, nursery
 from freewheel.engines.processes.lease_queue import LeaseQueue
 from freewheel.events import Event, Steps
 from freewheel.rules import chain, finite, quarantine, sgd
@@ -288,6 +288,22 @@ def test_ctrl_c_in_a_terminal_reaches_everybody_and_ends_the_run_well(
     assert long_run.returncode == 0
     _, alive = psutil.wait_procs(everybody(long_run.pid), timeout=PATIENCE_S)
     assert not alive
+
+
+def test_ctrl_c_does_not_end_a_fork_server_that_is_still_importing(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server: Any = nursery._server.__wrapped__(0)
+    monkeypatch.setattr(nursery, "_server", lambda pid: server)
+    nursery.prepare()
+    try:
+        number = server._forkserver_pid
+        os.kill(number, signal.SIGINT)
+        assert fit(epochs=1).reason == "epochs"
+        assert server._forkserver_pid == number
+        assert "Traceback" not in capfd.readouterr().err
+    finally:
+        server._stop()
 
 
 # --- scripts and notebooks ---

@@ -165,6 +165,33 @@ def test_a_state_that_cannot_be_written_costs_the_checkpoint_and_not_the_run(
         assert fit(run_dir=tmp_path).reason == "epochs"
 
 
+def test_an_error_that_nobody_thought_of_costs_the_checkpoint_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> Path:
+        raise KeyError("a type")
+
+    monkeypatch.setattr(folder, "write", fails)
+    with pytest.warns(UserWarning, match="no checkpoint of step 24 .*KeyError: 'a type'"):
+        result = fit(run_dir=tmp_path)
+    assert [type(event) for event in result.events[-2:]] == [CheckpointFailed, RunFinished]
+
+
+def test_an_outcome_is_told_that_comes_while_others_are_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Told(type(tmp_path)):  # type: ignore[misc]  # the platform's kind of path
+        def __str__(self) -> str:
+            saver.outcomes()
+            return str(tmp_path)
+
+    saver = Saver(tmp_path, 1.0, 1)
+    monkeypatch.setattr(folder, "write", lambda *_: Told(tmp_path))
+    saver.save(Cut(3, 0.5, {}))
+    saver.wait()
+    assert [outcome.steps for outcome in saver.outcomes()] == [3]
+
+
 # --- whose checkpoint ---
 
 

@@ -49,7 +49,13 @@ class ProcessSession(Session):
         parameters.flat, parameters.statistics = self.arena.place([parameters.flat, parameters.statistics])
         server = super()._server(kind)
         leaves = [leaf for state in server.states() for leaf in _leaves(state)]
-        tensors = [(leaf, i) for leaf in leaves for i, value in enumerate(leaf) if isinstance(value, Tensor)]
+        # One without elements stays where it is: it is there to grow, which shared memory cannot.
+        tensors = [
+            (leaf, i)
+            for leaf in leaves
+            for i, value in enumerate(leaf)
+            if isinstance(value, Tensor) and value.numel()
+        ]
         placed = self.arena.place([leaf[i] for leaf, i in tensors])
         for (leaf, i), tensor in zip(tensors, placed, strict=True):
             leaf[i] = tensor

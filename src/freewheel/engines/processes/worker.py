@@ -120,12 +120,24 @@ def main(place: Place, connection: Connection, segments: list[int], numbers: int
 
 
 def _end_with_the_main_process() -> None:
-    """However that ends: nobody is left to train for."""
+    """However that ends: nobody is left to train for.
+
+    Its end of the pipe is not enough: a process that it has forked (a loader's, a pool's) holds that open.
+    """
     parent = parent_process()
     assert parent is not None
+    assert parent.pid is not None
+    signs = [parent.sentinel]
+    if hasattr(os, "pidfd_open"):
+        try:
+            signs.append(os.pidfd_open(parent.pid))
+        except ProcessLookupError:
+            os._exit(1)
+        except OSError:  # not on this system
+            pass
 
     def watch() -> None:
-        wait([parent.sentinel])
+        wait(signs)
         os._exit(1)
 
     threading.Thread(target=watch, name="freewheel-watch", daemon=True).start()

@@ -1,7 +1,7 @@
 """Faults on purpose: does training survive what really happens to workers?
 
-Workers that are killed, crash, raise or hang, and pushes that are not finite, huge, of the wrong shape, or come
-twice, in a given step of a given worker, or at random.
+Workers that are killed, crash, raise or hang, and pushes that are not finite, huge, of the wrong shape, or
+come twice, in a given step of a given worker, or at random.
 
 Example:
     >>> import torch, freewheel

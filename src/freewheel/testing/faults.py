@@ -51,9 +51,7 @@ class Fault:
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise ConfigurationError(f"`{name}` must be a whole number >= 0, got {value!r}")
         if self.during not in ("step", "push", "acknowledge"):
-            raise ConfigurationError(
-                f"`during` must be 'step', 'push' or 'acknowledge', got {self.during!r}"
-            )
+            raise ConfigurationError(f"`during` must be 'step', 'push' or 'acknowledge', got {self.during!r}")
         if not self.seconds >= 0:
             raise ConfigurationError(f"`seconds` must be >= 0, got {self.seconds!r}")
 

@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,6 +17,7 @@ import numpy as np
 from freewheel import injection
 from freewheel.errors import ConfigurationError
 from freewheel.job import Job
+from freewheel.link import Link
 from freewheel.server import Receipt
 from freewheel.sources import Lease
 from freewheel.tasks import StepReport, Task, WorkerContext
@@ -137,7 +137,8 @@ def inject(*faults: Fault | Storm) -> Injected:
         >>> from freewheel.testing import duplicate, inject
         >>> x = torch.randn(256, 8); y = (x.sum(1) > 0).long()
         >>> with inject(duplicate(worker=0, step=3)) as injected:
-        ...     result = freewheel.fit(torch.nn.Linear(8, 2), (x, y), loss=torch.nn.CrossEntropyLoss(), workers=2)
+        ...     result = freewheel.fit(torch.nn.Linear(8, 2), (x, y), loss=torch.nn.CrossEntropyLoss(),
+        ...                            workers=2)
         >>> injected.fired, result.ledger["duplicates"]
         (['duplicate(worker=0, step=3)'], 1)
     """
@@ -151,12 +152,16 @@ def inject(*faults: Fault | Storm) -> Injected:
 
 
 def _check(fault: Fault, engine: str, workers: int) -> None:
+    if engine == "simulated":
+        raise ConfigurationError(
+            f"{fault} cannot be injected into a simulation; give freewheel.Simulated(faults=[...])"
+        )
     if fault.worker >= workers:
         raise ConfigurationError(f"{fault} names a worker that the run does not have: it has {workers}")
     if fault.ends_a_process and engine != "processes":
         raise ConfigurationError(
-            f"{fault} ends the process of a worker, but `engine` is {engine!r}, where workers have none of their"
-            " own; use engine='processes', or fail()"
+            f"{fault} ends the process of a worker, but `engine` is {engine!r}, where workers have none of"
+            " their own; use engine='processes', or fail()"
         )
 
 
@@ -204,7 +209,7 @@ class _Faulty:
 
     task: Task[Any]
     plan: _Plan
-    first: dict[int, Update] = field(default_factory=lambda: defaultdict(Update))
+    first: dict[int, Update] = field(default_factory=dict)  # what each worker has pushed first of all
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "task":
@@ -212,8 +217,13 @@ class _Faulty:
         return getattr(self.task, name)
 
     def init(self, context: WorkerContext) -> Any:
-        """Gets hold of what the worker pushes."""
-        context.deliver = partial(self._deliver, context, context.deliver)
+        """Gets hold of what the worker pushes: its gradient, and the message that goes to the server."""
+        link = getattr(context.deliver, "__self__", None)
+        if isinstance(link, Link):
+            link.intercept(lambda send: partial(self._repeat, context, send))
+            context.deliver = partial(self._deliver, context, context.deliver)
+        else:
+            context.deliver = partial(self._deliver, context, partial(self._repeat, context, context.deliver))
         return self.task.init(context)
 
     def step(self, context: WorkerContext, lease: Lease, state: Any) -> StepReport:
@@ -233,27 +243,40 @@ class _Faulty:
     def _deliver(
         self, context: WorkerContext, deliver: Callable[[Update], Receipt | None], update: Update
     ) -> Receipt | None:
+        """Pushes a gradient, spoiled perhaps."""
         self._happen(context, "push")
-        worker = context.worker
-        due = self.plan.due(worker, context.sequence)
-        changing = [fault for fault in due if fault.changes_the_push and self.plan.claim(fault)]
-        for fault in changing:
-            if fault.kind in SPOILS:
-                spoil(fault, update)
-        copy = _copied(update)
-        if any(fault.kind == "stale" for fault in changing) and worker in self.first:
-            deliver(_copied(self.first[worker]))
-        if worker not in self.first and any(fault.kind == "stale" for fault in self.plan.faults):
-            self.first[worker] = copy
+        for fault in self._claimed(context, SPOILS):
+            spoil(fault, update)
         receipt = deliver(update)
-        if any(fault.kind == "duplicate" for fault in changing):
-            deliver(copy)
         self._happen(context, "acknowledge")
         return receipt
+
+    def _repeat(
+        self, context: WorkerContext, send: Callable[[Update], Receipt | None], update: Update
+    ) -> Receipt | None:
+        """Sends a message, or what was sent before, or it and the same again."""
+        kinds = {fault.kind for fault in self._claimed(context, REPEATS)}
+        copy = _copied(update) if kinds or self._keeps_first else None
+        if "stale" in kinds and context.worker in self.first:
+            send(_copied(self.first[context.worker]))
+        if copy is not None and self._keeps_first:
+            self.first.setdefault(context.worker, copy)
+        receipt = send(update)
+        if copy is not None and "duplicate" in kinds:
+            send(_copied(copy))
+        return receipt
+
+    @property
+    def _keeps_first(self) -> bool:
+        plan = self.plan
+        return any(fault.kind == "stale" for fault in plan.faults) or any(
+            "stale" in one.kinds for one in plan.storms
+        )
+
+    def _claimed(self, context: WorkerContext, kinds: frozenset[str]) -> list[Fault]:
+        due = self.plan.due(context.worker, context.sequence)
+        return [fault for fault in due if fault.kind in kinds and self.plan.claim(fault)]
 
 
 def _copied(update: Update) -> Update:
     return replace(update, gradients=[None if g is None else g.clone() for g in update.gradients])
-
-
-__all__ = ["REPEATS", "Injected", "Storm", "inject", "storm"]

@@ -85,6 +85,7 @@ class Crew:
         self.starting: set[int] = set()  # processes that have not said a word yet
         self.awaited: set[int] = set()  # who is pushing what it holds back
         self.hung: dict[int, float] = {}  # who was killed for that, and after how many seconds
+        self.booked = [0] * self.workers  # steps of each worker that were taken up from the journal
         self.lives = [0] * self.workers  # steps that each worker had finished when it was started
         self.books: dict[int, Entry] = {}  # what earlier lives of workers had done
         self.done: list[int] = []  # numbers of the batches that were used in this segment
@@ -179,6 +180,7 @@ class Crew:
             if not missing:
                 return
             with self.interrupts.held():
+                self.desk.open(self.segment)
                 self.queue.clear()
                 self.queue.open(sorted(missing))
                 self._set_going()
@@ -281,6 +283,8 @@ class Crew:
     def _take_up(self, worker: int) -> None:
         rows = list(self.session.journal.collect(worker))
         self.session.record.queue.extend(rows)
+        if rows:
+            self.booked[worker] = rows[-1][1] + 1
         if self.desk.queued:
             self.done += [row[2] for row in rows]
 
@@ -374,6 +378,7 @@ class Crew:
         session, board = self.session, self.session.board
         self.lost = True
         self._take_up(worker)
+        board.steps[worker] = max(board.steps[worker], self.booked[worker])  # it may have died in between
         receipt = self.desk.forget(worker)
         if receipt is not None:
             number = board.batch[worker]
@@ -402,7 +407,7 @@ class Crew:
 
     def _replace(self, member: Member) -> None:
         worker = member.worker
-        if self.under_way:
+        if self.under_way and self.desk.queued:
             self.queue.replaced()
         place = replace(member.place, incarnation=member.place.incarnation + 1)
         self.lives[worker] = self.session.board.steps[worker]
@@ -427,7 +432,8 @@ class Crew:
         """Kills workers that have been in one step for too long; their death is heard of soon."""
         for member in self.members:
             worker = member.worker
-            if worker in self.standing or worker in self.gone or self.desk.waits(worker):
+            resting = self.standing | self.gone | self.starting
+            if worker in resting or self.desk.waits(worker):
                 self.watch.rest(worker)
                 continue
             passed = self.watch.look(worker)
@@ -480,6 +486,7 @@ class Crew:
                 break
             try:
                 self._listen(POLL_S)
+                self._look_for_hanging()
             except Exception:
                 if ends is None:
                     raise

@@ -126,6 +126,8 @@ class Desk:
         except Exception:
             self._waiting[worker] = None  # to be dismissed
             raise
+        if receipt.status == "duplicate" and not push.now:
+            return  # the worker waits for the answer to the first one
         if update.last and not push.now:
             self._received[worker] = self.session.board.steps[worker], receipt
         if push.now:

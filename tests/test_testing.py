@@ -121,7 +121,7 @@ def test_a_storm_does_not_stop_progress() -> None:
     assert len(injected.fired) >= 3
     assert result.restarts >= 3
     assert result.reason == "max_seconds"
-    assert torch.allclose(result.module.weight.detach(), torch.tensor([[1.0, 2.0, -1.0, 0.5]]), atol=0.05)  # type: ignore[union-attr,operator]
+    assert torch.allclose(result.module.weight.detach(), torch.tensor([[1.0, 2.0, -1.0, 0.5]]), atol=0.05)  # type: ignore[operator]
 
 
 def test_nothing_is_left_of_the_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,8 +136,8 @@ def test_nothing_is_left_of_the_notes(tmp_path: Path, monkeypatch: pytest.Monkey
     ("make", "message"),
     [
         (lambda: testing.kill(-1, 0), "`worker` must be a whole number >= 0, got -1"),
-        (lambda: testing.kill(0, 1.5), "`step` must be a whole number >= 0, got 1.5"),
-        (lambda: testing.kill(0, 0, during="lunch"), "`during` must be 'step', 'push' or 'acknowledge'"),
+        (lambda: testing.kill(0, -2), "`step` must be a whole number >= 0, got -2"),
+        (lambda: testing.kill(0, 0, during="lunch"), "`during` must be 'step', 'push' or 'acknowledge'"),  # type: ignore[arg-type]
         (lambda: testing.hang(0, 0, seconds=-1.0), "`seconds` must be >= 0, got -1.0"),
         (lambda: testing.storm(0.0), "`every_s` must be seconds > 0, got 0.0"),
         (lambda: testing.storm(1.0, ("rain",)), "`kinds` must be some of kill, segfault"),

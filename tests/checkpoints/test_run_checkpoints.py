@@ -80,7 +80,7 @@ def test_none_are_written_without_a_folder_or_if_none_are_wanted(engine: str, tm
 def test_a_simulated_run_writes_none_and_does_not_go_on(tmp_path: Path) -> None:
     fit(engine="simulated", run_dir=tmp_path)
     assert not (tmp_path / "checkpoints").exists()
-    with pytest.raises(ConfigurationError, match="`resume` works with the engines threads and serial"):
+    with pytest.raises(ConfigurationError, match="`resume` works with the engines threads, proc"):
         fit(engine="simulated", resume=tmp_path)
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from freewheel.engines.processes.shared import WORDS, Arena, SharedCounts
 
 VERSIONS, SAMPLES, STEPS, PROCESSOR_NS, BATCH, WRITTEN, COLLECTED = range(7)
-STOPPING = 0  # in the row behind the workers'
+SIGN = 0  # in the row behind the workers'
+STOP, PAUSE = 1, 2
 
 
 @final
@@ -53,13 +54,27 @@ class Board:
         return SharedCounts(self._cells[:-1, WORDS + shard])
 
     @property
+    def sign(self) -> int:
+        """What workers are to do when their step is finished: go on (0), stop, or pause for a checkpoint."""
+        return self._signs[SIGN]
+
+    @property
     def stopping(self) -> bool:
         """Workers are to finish their step and stand still."""
-        return bool(self._signs[STOPPING])
+        return self._signs[SIGN] == STOP
 
     def stop(self) -> None:
         """Has every worker stand still after its step."""
-        self._signs[STOPPING] = 1
+        self._signs[SIGN] = STOP
+
+    def pause(self) -> None:
+        """Has every worker wait after its step, when it has deposited what it holds."""
+        self._signs[SIGN] = PAUSE
+
+    def go_on(self) -> None:
+        """Nobody need pause any more."""
+        if self._signs[SIGN] == PAUSE:
+            self._signs[SIGN] = 0
 
     def __reduce__(self) -> tuple[type[Board], tuple[Tensor]]:
         return Board, (self._cells,)

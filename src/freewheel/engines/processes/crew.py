@@ -18,17 +18,21 @@ from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, final
 
+from freewheel.checkpoints.saver import Cut
+from freewheel.checkpoints.tree import Tree
 from freewheel.engines.base import intra_op
 from freewheel.engines.interrupts import Interrupts
-from freewheel.engines.plan import Segment
+from freewheel.engines.plan import Segment, begun
 from freewheel.engines.processes import nursery
 from freewheel.engines.processes import worker as worker_module
 from freewheel.engines.processes.batches import fetched_by_workers
+from freewheel.engines.processes.board import PAUSE
 from freewheel.engines.processes.desk import Desk
 from freewheel.engines.processes.endings import death, explained, hanging
 from freewheel.engines.processes.lease_queue import LeaseQueue
 from freewheel.engines.processes.mailbox import Mailbox
 from freewheel.engines.processes.messages import (
+    Deposit,
     Entry,
     Failed,
     Flush,
@@ -37,11 +41,13 @@ from freewheel.engines.processes.messages import (
     Quit,
     Ready,
     Report,
+    Show,
     Standing,
+    TakeBack,
     Work,
 )
 from freewheel.engines.processes.parcel import Parcel, packed
-from freewheel.engines.processes.session import ProcessSession
+from freewheel.engines.processes.session import Left, ProcessSession
 from freewheel.engines.processes.supervisor import Supervisor, Watch
 from freewheel.errors import WorkerError
 from freewheel.events import WorkerFailed, WorkerRestarted
@@ -85,6 +91,8 @@ class Crew:
         self.starting: set[int] = set()  # processes that have not said a word yet
         self.awaited: set[int] = set()  # who is pushing what it holds back
         self.hung: dict[int, float] = {}  # who was killed for that, and after how many seconds
+        self.handed = Left([], 0)  # batches that were handed out in this segment: these, and all that follow
+        self.last: Cut | None = None  # the state of the run that a checkpoint at its end would hold
         self.booked = [0] * self.workers  # steps of each worker that were taken up from the journal
         self.lives = [0] * self.workers  # steps that each worker had finished when it was started
         self.books: dict[int, Entry] = {}  # what earlier lives of workers had done
@@ -106,20 +114,25 @@ class Crew:
         """Trains, whatever happens; afterwards no process is left."""
         with ExitStack() as stack:
             stack.callback(self._close)
-            self._hire()
+            place = self.session.resume()
+            self._hire(goes_on=place is not None)
             with self.interrupts:
-                self._run()
+                self._run(place)
 
-    def _run(self) -> None:
+    def _run(self, place: Tree | None) -> None:
         session = self.session
         try:
             try:
                 session.record.announce()
                 self._await_standing()
-                self._train()
+                session.deposits = {}
+                self._train(place)
             except KeyboardInterrupt:
                 session.reason = "interrupted"
+                if self.under_way and not session.board.stopping:
+                    self.last = self._cut()
                 self._halt()
+                session.save(self.last)
                 session.measure_what_there_is()
         except KeyboardInterrupt:
             raise
@@ -129,40 +142,58 @@ class Crew:
             session.fail(error)
             raise
 
-    def _train(self) -> None:
+    def _train(self, place: Tree | None) -> None:
         session = self.session
-        for segment in session.segments():
+        for segment in session.segments(None if place is None else begun(place)):
             with intra_op(session.job.setup.intra_op_threads):  # updates are applied as on a worker
                 with self.interrupts.held():  # a worker without its order would never stand still again
-                    self._open(segment)
+                    self._open(segment, place)
+                place = None
                 self._await_standing()
                 self._make_up()
+            session.stop_clock()
+            if not session.board.stopping:
+                self.last = self._cut()
             self._close_segment()
             session.out_of_time()  # a segment may be over before anybody has looked at the clock
             session.settle(final=segment.last or session.reason is not None)
             session.evaluate()
             if session.reason is not None:
                 break
+        session.save(self.last)
         session.end()
 
-    def _open(self, segment: Segment) -> None:
+    def _open(self, segment: Segment, place: Tree | None) -> None:
+        """Everybody begins the segment, or goes on where the checkpoint was taken in it."""
         session = self.session
-        self.desk.open(segment)
         self.segment, self.lost, self.done = segment, False, []
-        self.began = list(session.board.steps)
+        self.began = list(session.board.steps) if place is None else place["began"]
+        if place is not None:
+            self.desk.put_back(place)
+        self.desk.open(segment, readmit=place is None or segment.limit != place["limit"])
         if self.desk.queued:
-            assert segment.limit is not None
-            self.queue.open(range(segment.first, segment.limit))
+            left = Left([], segment.first)
+            if place is not None:
+                state = session.job.source.state()
+                left = Left(state["returned"], state["next"])
+            self._hand_out(left)
         session.clock.start()
-        self._set_going()
+        self._set_going(asks=place is not None and self.desk.serves)
 
-    def _set_going(self) -> None:
+    def _hand_out(self, left: Left) -> None:
+        """Lets the workers take these batches."""
+        assert self.segment.limit is not None
+        self.handed = left
+        following = range(left.following, self.segment.limit)
+        self.queue.open([*left.numbers, *following] if left.numbers else following)
+
+    def _set_going(self, asks: bool = False) -> None:
         """Has everybody begin, but those who are not there yet: they will when they are."""
         self.under_way = True
         going = [member for member in self.members if member.worker not in self.starting]
         self.standing -= {member.worker for member in going}
         for member in going:
-            self._order(member, asks=False)
+            self._order(member, asks)
 
     def _order(self, member: Member, asks: bool) -> None:
         segment, worker = self.segment, member.worker
@@ -175,31 +206,84 @@ class Crew:
         """Has the batches used that workers had in hand when they died, and whatever else was not used."""
         while self.lost and not self.session.board.stopping and self.desk.queued:
             self.lost = False
-            assert self.segment.limit is not None
-            missing = set(range(self.segment.first, self.segment.limit)).difference(self.done)
-            if not missing:
+            left = self._left()
+            if not left.numbers and left.following == self.segment.limit:
                 return
             with self.interrupts.held():
                 self.desk.open(self.segment)
                 self.queue.clear()
-                self.queue.open(sorted(missing))
+                self._hand_out(left)
+                self.done = []
                 self._set_going()
             self._await_standing()
 
+    def _left(self) -> Left:
+        """The batches of the segment that nobody has finished yet."""
+        done = set(self.done)
+        following = max(self.handed.following, max(done, default=-1) + 1)
+        numbers = [*self.handed.numbers, *range(self.handed.following, following)]
+        return Left([number for number in numbers if number not in done], following)
+
     def _close_segment(self) -> None:
-        self.session.stop_clock()
         self.under_way = False
         self.queue.clear()
 
+    # --- checkpoints ---
+
+    def _cut(self) -> Cut | None:
+        """The state of the run at a moment at which every worker waits between two steps, or stands still.
+
+        Nobody waits for longer than the others take to finish their step, and for the copy. None if no
+        checkpoints are written, or if a worker is missing.
+        """
+        session, board = self.session, self.session.board
+        if session.saver is None or self.starting or self.gone:
+            return None
+        if board.sign != PAUSE:  # else it was interrupted, and is taken up again
+            with self.interrupts.held():
+                session.deposits = {}
+                board.pause()
+                self.desk.pause()
+                for worker in self.standing:
+                    self._send(self.members[worker], Show())
+        while not self._all_have_deposited():
+            self._listen(POLL_S)
+            self._look_for_hanging()
+            self.queue.feed()
+        with self.interrupts.held():
+            state = None if self.starting or self.gone else self._taken()
+            board.go_on()
+            self.desk.go_on()
+        return state
+
+    def _all_have_deposited(self) -> bool:
+        there = set(range(self.workers)) - self.starting - self.gone
+        return there <= self.session.deposits.keys()
+
+    def _taken(self) -> Cut | None:
+        session = self.session
+        self._collect()
+        session.left = self._left() if self.desk.queued else None
+        return session.cut({**self.segment._asdict(), **self.desk.place(), "began": list(self.began)})
+
     # --- hiring ---
 
-    def _hire(self) -> None:
-        """Starts the workers; before that, everything that they need is shared or pickled."""
+    def _hire(self, goes_on: bool) -> None:
+        """Starts the workers; before that, everything that they need is shared or pickled.
+
+        Args:
+            goes_on: from a checkpoint: the server must not take the workers for those that it has known.
+        """
         session, job = self.session, self.session.job
+        slots = session.server.book.slots
+        self.first_lives = [slot.incarnation + goes_on for slot in slots]
+        self.lives, self.booked = list(session.board.steps), list(session.board.steps)
+        if not self.desk.serves:
+            self.books = {w: Entry(s.pushed, s.released, Counter(s.counts)) for w, s in enumerate(slots)}
         session.parameters.bind(job.module)
         self.parcel = self._parcel(job)
         for worker, cores in zip(range(self.workers), self._cores(), strict=False):
-            member = self._started(worker_module.Place(worker, cores))
+            member = self._started(worker_module.Place(worker, cores, self.first_lives[worker]))
             self.members.append(member)
             self.desk.lines.append(member.line)
             if job.method.exchange is not None:
@@ -271,9 +355,20 @@ class Crew:
                 self.queue.feed()
                 self._collect()
                 session.record.tick()
-                if session.out_of_time():
-                    self._stop()
+                self._look_up()
         self._collect()
+
+    def _look_up(self) -> None:
+        """Whether time is up, or a checkpoint is due."""
+        session = self.session
+        if session.board.stopping:
+            return
+        if session.out_of_time():
+            self.last = self._cut()
+            self._stop()
+        elif session.wants_cut():
+            state = self._cut()
+            session.save(state)
 
     def _collect(self) -> None:
         """Takes up what the workers have finished."""
@@ -327,6 +422,12 @@ class Crew:
                 self.session.buffers.update(buffers)
                 self.standing.add(worker)
                 self.desk.retire(worker)
+                if self.session.board.sign == PAUSE:
+                    self._send(member, Show())
+            case Deposit(state):
+                self.session.deposits[worker] = state
+                if worker not in self.standing:
+                    self.desk.paused.add(worker)
             case Flushed(found):
                 self.flushed[worker] = found
             case Failed():
@@ -355,7 +456,7 @@ class Crew:
         """
         worker, board = member.worker, self.session.board
         self._bury(member)
-        if worker in self.starting and not member.place.incarnation:
+        if worker in self.starting and member.place.incarnation == self.first_lives[worker]:
             raise error  # nobody has ever been there
         batch = board.batch[worker] if self.under_way and worker not in self.standing else None
         verdict = self.supervisor.judge(worker, error, batch, board.steps[worker] > self.lives[worker])
@@ -368,6 +469,7 @@ class Crew:
         self._settle_accounts(worker)
         self.standing.discard(worker)
         self.starting.discard(worker)
+        self.session.deposits.pop(worker, None)
         if worker in self.awaited:  # what it was to push is lost with it
             self.flushed[worker] = False
         if goes_on:
@@ -421,7 +523,10 @@ class Crew:
         """A worker is there."""
         worker, incarnation = member.worker, member.place.incarnation
         self.starting.discard(worker)
-        if incarnation:
+        if incarnation == self.first_lives[worker]:
+            if worker in self.session.deposits:  # of the checkpoint that the run goes on from
+                self._send(member, TakeBack(self.session.deposits[worker]))
+        else:
             self.session.record.emit(WorkerRestarted(worker, incarnation, self.session.clock.seconds()))
         if self.under_way and not self.session.board.stopping:
             self._order(member, asks=self.desk.serves)

@@ -5,7 +5,7 @@ It applies their updates, lets them start, and hands out batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, final
 
@@ -58,10 +58,32 @@ class Desk:
         self._again: dict[int, Lease] = {}  # those that a dead worker had, for who replaces it
         self._received: dict[int, tuple[int, Receipt]] = {}  # the last step that was pushed, and its receipt
         self._stopping = False
+        self.paused: set[int] = set()  # who waits for a checkpoint to be taken
 
-    def open(self, segment: Segment) -> None:
-        """A segment begins: everybody takes part again."""
-        self.session.server.readmit()
+    def pause(self) -> None:
+        """A checkpoint is to be taken: who waits to start a step is let go, to deposit what it holds."""
+        for worker in list(self._waiting):
+            self._send(worker, Answer(self._waiting.pop(worker), True))
+
+    def go_on(self) -> None:
+        """The checkpoint is taken, or given up: who may start a step does."""
+        for worker in self.paused:
+            self._waiting[worker] = None
+        self.paused.clear()
+        self._release()
+
+    def place(self) -> dict[str, list[int]]:
+        """How far each worker is, for a checkpoint."""
+        return {"steps": list(self._steps), "progress": list(self._progress)}
+
+    def put_back(self, place: Mapping[str, list[int]]) -> None:
+        """Each worker is as far as it was then."""
+        self._steps, self._progress = list(place["steps"]), list(place["progress"])
+
+    def open(self, segment: Segment, readmit: bool = True) -> None:
+        """A segment begins: everybody takes part again, unless it goes on where a checkpoint was taken."""
+        if readmit:
+            self.session.server.readmit()
         self._segment = segment
         self._progress = list(self._steps)
 
@@ -89,6 +111,7 @@ class Desk:
         """
         self._waiting.pop(worker, None)
         self._asking.pop(worker, None)
+        self.paused.discard(worker)
         step, receipt = self._received.pop(worker, (-1, None))
         held = self._held.pop(worker, None)
         if step != self.session.board.steps[worker] or self.session.job.method.leases != "fixed":
@@ -101,7 +124,7 @@ class Desk:
 
     def waits(self, worker: int) -> bool:
         """Whether the worker waits for others, or for a batch."""
-        return worker in self._waiting or worker in self._asking
+        return worker in self._waiting or worker in self._asking or worker in self.paused
 
     def retire(self, worker: int) -> None:
         """The worker has no further step in this segment: nobody waits for it."""
@@ -113,7 +136,7 @@ class Desk:
     def dismiss(self) -> None:
         """Nobody starts another step: those who wait are told so."""
         self._stopping = True
-        self._release()
+        self.go_on()
         self.hand_out()
 
     # --- updates ---

@@ -96,6 +96,16 @@ class Done(NamedTuple):
     carried: Any
 
 
+class Deposit(NamedTuple):
+    """What the worker holds for itself; if it is within a segment, it waits until it may go on.
+
+    Attributes:
+        state: a tree of plain values and tensors.
+    """
+
+    state: Any
+
+
 class Flushed(NamedTuple):
     """Whether the worker had anything to push."""
 
@@ -167,6 +177,16 @@ class Flush(NamedTuple):
     """Asks a worker to push what it holds back; answered by `Flushed`."""
 
     final: bool
+
+
+class Show(NamedTuple):
+    """Asks a worker that stands still for its `Deposit`."""
+
+
+class TakeBack(NamedTuple):
+    """What the worker held when the checkpoint was taken that the run goes on from."""
+
+    state: Any
 
 
 class Quit(NamedTuple):

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 import traceback
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import parent_process
@@ -18,12 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from freewheel.checkpoints.tree import Tree
 from freewheel.engines.processes.batches import Batches, batches_for
-from freewheel.engines.processes.board import Board
+from freewheel.engines.processes.board import PAUSE, Board
 from freewheel.engines.processes.delivery import Delivery, Direct, Life, Served
+from freewheel.engines.processes.deposits import deposit, private_buffers, take_back
 from freewheel.engines.processes.journal import Journal
 from freewheel.engines.processes.mailbox import Mailbox
 from freewheel.engines.processes.messages import (
+    Deposit,
     Entry,
     Failed,
     Flush,
@@ -32,7 +36,9 @@ from freewheel.engines.processes.messages import (
     Quit,
     Ready,
     Report,
+    Show,
     Standing,
+    TakeBack,
     Work,
 )
 from freewheel.engines.processes.parcel import Parcel, unpacked
@@ -176,7 +182,9 @@ class _Worker:
             self.link = kit.equipment.link(
                 self.context, local, kit.server.pull, self.delivery.send, self.delivery.send_now
             )
-        generator = kit.server.book.slots[number].context.generator
+        slot = kit.server.book.slots[number]  # of this life only: the main process has earlier ones
+        slot.pushed, slot.released, slot.counts = 0, 0, Counter()
+        generator = slot.context.generator
         if generator is not None and (number or place.incarnation):  # those of the others would draw the same
             generator.manual_seed((setup.seed << 20) + (place.incarnation << 40) + number)
         if place.incarnation:
@@ -203,6 +211,10 @@ class _Worker:
                 self._segment(order)
             elif isinstance(order, Flush):
                 self._flush(order.final)
+            elif isinstance(order, Show):
+                self.line.send(Deposit(self._deposit()))
+            elif isinstance(order, TakeBack):
+                self._take_back(order.state)
 
     def _segment(self, work: Work) -> None:
         board, batches, delivery = self.kit.board, self.batches, self.delivery
@@ -210,7 +222,9 @@ class _Worker:
         delivery.open()
         batches.open(work)
         step, go = work.step, delivery.may_begin(work.asks)
-        while go and not board.stopping:
+        while go:
+            if board.sign and not self._heed():
+                break
             lease = batches.take(step)
             if lease is None:
                 break
@@ -223,6 +237,26 @@ class _Worker:
             step += 1
         self.report()
         self.line.send(Standing(self._changed_buffers()))
+
+    def _heed(self) -> bool:
+        """Stops, or waits until a checkpoint is taken; whether to go on."""
+        board = self.kit.board
+        while board.sign == PAUSE:
+            self.line.send(Deposit(self._deposit()))
+            answer = self.line.receive()
+            if not answer.go:
+                return False
+        return not board.sign
+
+    def _deposit(self) -> Tree:
+        buffers = private_buffers(self.context.module, self.private)
+        rules = self.kit.server.book.slots[self.number].context
+        return deposit(self.context, self.link, buffers, rules, self.hopeless)
+
+    def _take_back(self, state: Tree) -> None:
+        buffers = private_buffers(self.context.module, self.private)
+        rules = self.kit.server.book.slots[self.number].context
+        self.hopeless = take_back(state, self.context, self.link, buffers, rules)
 
     def _look(self) -> None:
         """The weights that the step computes on: a pull, or the live ones with their version."""

@@ -122,8 +122,7 @@ def fit(
         checkpoint_every: seconds of training between two checkpoints in ``run_dir/checkpoints``: weights,
             optimizer, workers, position in the data, generators. Workers stand still while it is copied in
             memory, for a step at most; it is written beside the training. One more is written when the run
-            ends, by Ctrl-C or SIGTERM too, but not by an error. None writes none. Only the engines "threads"
-            and "serial" write any.
+            ends, by Ctrl-C or SIGTERM too, but not by an error. None writes none. Simulated runs have none.
         keep_checkpoints: how many to keep; older ones are removed.
         resume: the directory of a run, or of one checkpoint, to go on from; needs the arguments of that run,
             of which only the end (`epochs`, `max_samples`, `max_seconds`, `target`) may be another. Seconds,

@@ -249,6 +249,8 @@ class _Worker:
         return not board.sign
 
     def _deposit(self) -> Tree:
+        if self.context.before_deposit is not None:
+            self.context.before_deposit()
         buffers = private_buffers(self.context.module, self.private)
         rules = self.kit.server.book.slots[self.number].context
         return deposit(self.context, self.link, buffers, rules, self.hopeless)

@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint types format bench clean
+.PHONY: help demo test lint types format bench soak clean
 
 help:
 	@echo "make demo    set up .venv, train the same network by Hogwild! and synchronously, write a report"
 	@echo "make test    format, lint, types, tests and documentation examples"
 	@echo "make bench   compare with plain PyTorch and DistributedDataParallel; writes benchmarks/results"
+	@echo "make soak    train in a storm of faults, beside runs that are left alone; some ten minutes"
 	@echo "make format  rewrite the code in the project's format"
 	@echo "make clean   remove .venv, caches and runs"
 
@@ -41,6 +42,9 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+soak: $(STAMP)
+	$(BIN)/python -m benchmarks soak
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache runs

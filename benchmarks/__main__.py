@@ -25,6 +25,7 @@ NAMES = (
     "robustness",
     "compression",
     "stragglers",
+    "soak",
 )
 
 

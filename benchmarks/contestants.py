@@ -265,6 +265,7 @@ CONTESTANTS: dict[str, str | Callable[[Settings], Values]] = {
     "overhead": "benchmarks.simulated_runs:overhead",
     "apply": "benchmarks.simulated_runs:apply",
     "agreement": "benchmarks.calibration_probes:agreement",
+    "soak": "benchmarks.soak_runs:soak",
     "samples_to_target": "benchmarks.calibration_probes:samples_to_target",
 }
 

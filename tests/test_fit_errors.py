@@ -255,7 +255,7 @@ CASES: dict[str, Case] = {
     "unknown engine": (
         {"engine": "gpu"},
         ConfigurationError,
-        "`engine` must be one of serial, threads, processes, simulated, got 'gpu'",
+        "`engine` must be one of serial, threads, processes, simulated, auto, got 'gpu'",
     ),
     "engine no engine": (
         {"engine": 3},

@@ -38,7 +38,7 @@ def test_a_run_in_another_process_keeps_the_folder_until_it_is_killed(tmp_path: 
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(ConfigurationError, match="`run_dir` .* is being written to by a run that still"):
+        with pytest.raises(ConfigurationError, match=r"`run_dir` .* is being written to by a run that still"):
             fit(run_dir=folder)
         holder.kill()
         holder.wait()

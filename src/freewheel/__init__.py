@@ -18,6 +18,7 @@
 - ``dropin/`` training scripts of others: ``freewheel run`` and ``join()``
 - ``monitors/`` who listens; ``report/`` events -> HTML and plots; ``commands/`` the command line
 - ``data/`` loaders and embedded sets; ``recipes/`` example models and runs
+- ``testing/`` faults on purpose; ``injection.py`` where they get hold of a run
 - ``machine.py`` cores and allocator; ``randomness.py`` borrowed generators; ``errors.py``, ``metrics.py``
 """
 

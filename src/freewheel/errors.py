@@ -43,9 +43,11 @@ class WorkerError(TrainingError):
     Attributes:
         worker: which worker, from 0.
         sequence: which of its steps, from 0.
+        reason: what the original exception says, with its type.
     """
 
     def __init__(self, worker: int, sequence: int, error: BaseException) -> None:
         self.worker = worker
         self.sequence = sequence
-        super().__init__(f"worker {worker} failed in its step {sequence}: {type(error).__name__}: {error}")
+        self.reason = f"{type(error).__name__}: {error}"
+        super().__init__(f"worker {worker} failed in its step {sequence}: {self.reason}")

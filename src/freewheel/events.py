@@ -115,11 +115,21 @@ class CheckpointFailed:
 
 @dataclass(frozen=True, slots=True)
 class WorkerFailed:
-    """A worker raised an error."""
+    """A worker raised an error, or its process died."""
 
     worker: int
     sequence: int
     error: str
+    replaced: bool = False  # another takes its place; else the run ends
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRestarted:
+    """A worker that had failed is there again, and goes on."""
+
+    worker: int
+    incarnation: int  # which life it is; the first was 0
+    seconds: float  # training clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +180,7 @@ Event = (
     | CheckpointWritten
     | CheckpointFailed
     | WorkerFailed
+    | WorkerRestarted
     | Traffic
     | RunFinished
 )

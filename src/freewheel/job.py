@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
 from freewheel.errors import ConfigurationError
-from freewheel.events import Evaluated, Event
+from freewheel.events import Evaluated, Event, WorkerRestarted
 from freewheel.methods import Method
 from freewheel.metrics import Target, smaller_is_better
 from freewheel.recording.trace import Trace
@@ -144,6 +144,37 @@ class Setup:
 
 
 @dataclass(frozen=True)
+class Supervision:
+    """What becomes of workers that fail.
+
+    Attributes:
+        on_error: "restart" replaces them, "stop" ends the run.
+        max_restarts: of the whole run.
+        step_timeout: seconds after which a step hangs; None: much longer than the longest so far.
+    """
+
+    on_error: Literal["restart", "stop"] = "stop"
+    max_restarts: int = 10
+    step_timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.on_error not in ("restart", "stop"):
+            raise ConfigurationError(f"`on_error` must be 'restart' or 'stop', got {self.on_error!r}")
+        restarts = self.max_restarts
+        if not isinstance(restarts, int) or isinstance(restarts, bool) or restarts < 0:
+            raise ConfigurationError(
+                f"`max_restarts` must be a whole number >= 0, got {restarts!r};"
+                " on_error='stop' replaces nobody"
+            )
+        timeout = self.step_timeout
+        number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+        if timeout is not None and not (number and timeout > 0):
+            raise ConfigurationError(
+                f"`step_timeout` must be a number of seconds > 0, got {timeout!r}; math.inf waits for ever"
+            )
+
+
+@dataclass(frozen=True)
 class Checkpointing:
     """Where the state of a run is written to, and where it comes from.
 
@@ -173,6 +204,7 @@ class Job:
         config: further settings for the record, JSON values.
         trace: where the order of pulls and pushes is noted; None if the run is not recorded.
         checkpoints: where its state is kept, and comes from; None for neither.
+        supervision: what becomes of workers that fail.
     """
 
     module: nn.Module
@@ -185,6 +217,7 @@ class Job:
     config: dict[str, Any] = field(default_factory=dict)
     trace: Trace | None = None
     checkpoints: Checkpointing | None = None
+    supervision: Supervision = field(default_factory=Supervision)
 
 
 @dataclass(frozen=True)
@@ -250,6 +283,11 @@ class Result:
         """Mean number of updates that were applied between a worker's pull and its push."""
         updates = sum(self.staleness.values())
         return sum(value * count for value, count in self.staleness.items()) / updates if updates else 0.0
+
+    @property
+    def restarts(self) -> int:
+        """How often a worker that had failed was replaced."""
+        return sum(isinstance(event, WorkerRestarted) for event in self.events)
 
     def report(self, path: str | Path, png: bool = False) -> Path:
         """Writes a self-contained HTML report with plots.

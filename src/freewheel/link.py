@@ -142,6 +142,10 @@ class Link:
             self._send_now(self._waiting.popleft()[1])
         return found
 
+    def intercept(self, wrap: Callable[[Send], Send]) -> None:
+        """Puts something between the worker and the server: for tests of what may go wrong there."""
+        self._send, self._send_now = wrap(self._send), wrap(self._send_now)
+
     def state(self) -> dict[str, Any]:
         """What the worker holds between two steps, pushes under way included, for a checkpoint."""
         statistics = self._context.statistics

@@ -51,8 +51,8 @@ def _lock(folder: Path, handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise ConfigurationError(
-            f"`run_dir` {folder} is being written to by a run that still goes on; wait for its end, end it, or"
-            " choose another folder"
+            f"`run_dir` {folder} is being written to by a run that still goes on; wait for its end, end it,"
+            " or choose another folder"
         ) from error
     except OSError:  # a file system without locks
         return

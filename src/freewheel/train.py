@@ -16,12 +16,13 @@ from torch import nn
 from freewheel import engines, methods
 from freewheel.checkpoints.folder import newest
 from freewheel.checkpoints.start import sigterm_as_ctrl_c, with_checkpoints
-from freewheel.engines import Auto, Engine, Threads
+from freewheel.engines import Auto, Engine, Processes, Threads
 from freewheel.errors import ConfigurationError, DataError
 from freewheel.evaluation import check_function, check_metrics, over_source
 from freewheel.events import Monitor, RunStarted
+from freewheel.injection import injected
 from freewheel.inputs import source_of
-from freewheel.job import Evaluation, Job, Result, Setup, Stop
+from freewheel.job import Evaluation, Job, Result, Setup, Stop, Supervision
 from freewheel.machine import cores
 from freewheel.methods import Method
 from freewheel.metrics import Target
@@ -66,6 +67,9 @@ def fit(
     checkpoint_every: float | None = 60.0,
     keep_checkpoints: int = 3,
     resume: str | Path | None = None,
+    on_error: Literal["restart", "stop"] | None = None,
+    max_restarts: int = 10,
+    step_timeout: float | None = None,
 ) -> Result:
     """Trains a model, asynchronously on all cores unless told otherwise.
 
@@ -118,12 +122,20 @@ def fit(
         checkpoint_every: seconds of training between two checkpoints in ``run_dir/checkpoints``: weights,
             optimizer, workers, position in the data, generators. Workers stand still while it is copied in
             memory, for a step at most; it is written beside the training. One more is written when the run
-            ends, by Ctrl-C or SIGTERM too, but not by an error. None writes none. Only the engines "threads"
-            and "serial" write any.
+            ends, by Ctrl-C or SIGTERM too, but not by an error. None writes none. Simulated runs have none.
         keep_checkpoints: how many to keep; older ones are removed.
         resume: the directory of a run, or of one checkpoint, to go on from; needs the arguments of that run,
             of which only the end (`epochs`, `max_samples`, `max_seconds`, `target`) may be another. Seconds,
             samples and events go on, too. With the same `run_dir` the run is continued there.
+        on_error: "restart" replaces a worker process that dies, raises or hangs; what it had in hand is
+            computed again, so every batch is used at least once. "stop" ends the run with its error. The
+            default is "restart" on processes, the only engine that can, and "stop" elsewhere. Divergence ends
+            every run, and so does what is no accident: three failures in a row of a worker that finished no
+            step, or of workers with the same batch in hand.
+        max_restarts: replacements in the whole run; the next failure ends it.
+        step_timeout: seconds after which the step of a worker process is taken to hang; it is killed and
+            replaced. The default is a minute, or twenty times the longest step so far, if that is longer;
+            ``math.inf`` never.
 
     Returns:
         What came of it; ``result.report("report.html")`` shows it.
@@ -168,6 +180,8 @@ def fit(
     job = Job(model, task, chosen, source, stop, setup, evaluation, config, Trace() if record else None)
     if isinstance(runner, Auto):
         runner, job = _decided(job, resume)
+    job = replace(job, supervision=_supervision(on_error, max_restarts, step_timeout, runner))
+    job = injected(job, runner.name)
     job = with_checkpoints(job, runner.name, run_dir, checkpoint_every, keep_checkpoints, resume)
     runner.check(job)
     with sigterm_as_ctrl_c(job), _held(run_dir):
@@ -391,6 +405,18 @@ def _describe(model: nn.Module, task: Supervised, setup: Setup, precision: str) 
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
     }
+
+
+def _supervision(
+    on_error: Literal["restart", "stop"] | None, max_restarts: int, step_timeout: float | None, runner: Engine
+) -> Supervision:
+    able = isinstance(runner, Processes)
+    if on_error == "restart" and not able:
+        raise ConfigurationError(
+            f"`on_error`='restart' replaces worker processes, but `engine` is {runner.name!r}; use"
+            " engine='processes', or on_error='stop'"
+        )
+    return Supervision(on_error or ("restart" if able else "stop"), max_restarts, step_timeout)
 
 
 def _held(run_dir: str | Path | None) -> AbstractContextManager[None]:

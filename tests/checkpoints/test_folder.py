@@ -41,6 +41,15 @@ def test_what_was_written_is_read(parent: Path) -> None:
     assert read(path).tree["steps"] == [1, (2, 3)]
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_complex_tensors_are_read_as_they_were(dtype: torch.dtype, parent: Path) -> None:
+    tensors = [torch.randn(3, 4, dtype=dtype).t(), torch.tensor(1j, dtype=dtype).conj()]
+    path = write(parent, 1, {"tensors": tensors}, keep=1)
+    for back, tensor in zip(read(path).tree["tensors"], tensors, strict=True):
+        assert torch.equal(back, tensor)
+        assert (back.dtype, back.stride()) == (dtype, tensor.stride())
+
+
 def test_only_the_owner_can_read(parent: Path) -> None:
     path = write(parent, 40, tree(0.0), keep=3)
     assert {stat.S_IMODE(where.stat().st_mode) for where in (parent, path)} == {0o700}

@@ -55,7 +55,7 @@ print("not reached")
 """
 
 
-@pytest.mark.parametrize("engine", ["serial", "threads"])
+@pytest.mark.parametrize("engine", ["serial", "threads", "processes"])
 def test_sigterm_writes_a_checkpoint_and_the_weights_and_ends_the_program(
     engine: str, tmp_path: Path
 ) -> None:

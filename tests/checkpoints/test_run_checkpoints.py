@@ -80,7 +80,7 @@ def test_none_are_written_without_a_folder_or_if_none_are_wanted(engine: str, tm
 def test_a_simulated_run_writes_none_and_does_not_go_on(tmp_path: Path) -> None:
     fit(engine="simulated", run_dir=tmp_path)
     assert not (tmp_path / "checkpoints").exists()
-    with pytest.raises(ConfigurationError, match="`resume` works with the engines threads and serial"):
+    with pytest.raises(ConfigurationError, match="`resume` works with the engines threads, proc"):
         fit(engine="simulated", resume=tmp_path)
 
 
@@ -163,6 +163,33 @@ def test_a_state_that_cannot_be_written_costs_the_checkpoint_and_not_the_run(
     monkeypatch.setattr(Indexed, "state", lambda source: {"next": object()})
     with pytest.warns(UserWarning, match="source/next is a object, which no checkpoint can hold"):
         assert fit(run_dir=tmp_path).reason == "epochs"
+
+
+def test_an_error_that_nobody_thought_of_costs_the_checkpoint_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> Path:
+        raise KeyError("a type")
+
+    monkeypatch.setattr(folder, "write", fails)
+    with pytest.warns(UserWarning, match="no checkpoint of step 24 .*KeyError: 'a type'"):
+        result = fit(run_dir=tmp_path)
+    assert [type(event) for event in result.events[-2:]] == [CheckpointFailed, RunFinished]
+
+
+def test_an_outcome_is_told_that_comes_while_others_are_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Told(type(tmp_path)):  # type: ignore[misc]  # the platform's kind of path
+        def __str__(self) -> str:
+            saver.outcomes()
+            return str(tmp_path)
+
+    saver = Saver(tmp_path, 1.0, 1)
+    monkeypatch.setattr(folder, "write", lambda *_: Told(tmp_path))
+    saver.save(Cut(3, 0.5, {}))
+    saver.wait()
+    assert [outcome.steps for outcome in saver.outcomes()] == [3]
 
 
 # --- whose checkpoint ---

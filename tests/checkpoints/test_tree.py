@@ -61,6 +61,9 @@ def test_numbers_that_are_not_finite_come_back() -> None:
         torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
         torch.randn(4, 6).t(),
         torch.randn(2, 3, 4).permute(2, 0, 1),
+        torch.randn(3, 4, dtype=torch.complex64),
+        torch.randn(3, 4, dtype=torch.complex128).t(),
+        torch.tensor(1j, dtype=torch.complex128),
     ],
 )
 def test_tensors_come_back_bit_for_bit_in_their_memory_order(tensor: Tensor) -> None:

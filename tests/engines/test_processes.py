@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import multiprocessing
 import os
@@ -12,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,9 +27,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 import freewheel
-from freewheel.engines.processes import crew
+from freewheel.engines.processes import crew, nursery
 from freewheel.engines.processes.lease_queue import LeaseQueue
 from freewheel.events import Event, Steps
+from freewheel.rules import chain, finite, quarantine, sgd
 
 PATIENCE_S = 60.0  # against hanging only
 
@@ -104,6 +106,7 @@ def test_the_death_of_a_worker_ends_the_run_and_says_how_it_died(death: str, met
             step=dies(how),
             method=ALL[method],
             epochs=10**6,
+            on_error="stop",
             monitors=[lambda event: events.append(type(event).__name__)],
         )
     assert (caught.value.worker, caught.value.sequence) == (1, 3)
@@ -124,7 +127,7 @@ def test_a_worker_that_hangs_while_another_fails_is_killed(monkeypatch: pytest.M
         return loss_of(module, batch)
 
     with pytest.raises(freewheel.WorkerError, match=r"worker 1 .*boom"):
-        fit(step=step)
+        fit(step=step, on_error="stop")
     assert not workers_alive()
 
 
@@ -259,6 +262,23 @@ def test_no_process_outlives_a_main_process_that_is_killed(long_run: subprocess.
     assert not alive
 
 
+def test_no_worker_waits_for_what_a_main_process_has_forked(tmp_path: Path) -> None:
+    """A loader's process, say, holds every descriptor of the main process open."""
+    forks = "        if os.fork() == 0:\n            time.sleep(600)\n"
+    text = LONG.replace("        print(", f"{forks}        print(")
+    with script(f"import os, time\n{text}", tmp_path / "forks.py") as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "training\n"
+        workers = [p for p in everybody(running.pid) if p.ppid() not in (running.pid, os.getpid())]
+        assert len(workers) == 2
+        running.kill()
+        running.wait()
+        _, alive = psutil.wait_procs(workers, timeout=PATIENCE_S)
+        for process in everybody(running.pid):
+            process.kill()
+        assert not alive
+
+
 @pytest.mark.parametrize("long_run", [""], indirect=True, ids=["steps"])
 def test_ctrl_c_in_a_terminal_reaches_everybody_and_ends_the_run_well(
     long_run: subprocess.Popen[str],
@@ -269,6 +289,22 @@ def test_ctrl_c_in_a_terminal_reaches_everybody_and_ends_the_run_well(
     assert long_run.returncode == 0
     _, alive = psutil.wait_procs(everybody(long_run.pid), timeout=PATIENCE_S)
     assert not alive
+
+
+def test_ctrl_c_does_not_end_a_fork_server_that_is_still_importing(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server: Any = nursery._server.__wrapped__(0)
+    monkeypatch.setattr(nursery, "_server", lambda pid: server)
+    nursery.prepare()
+    try:
+        number = server._forkserver_pid
+        os.kill(number, signal.SIGINT)
+        assert fit(epochs=1).reason == "epochs"
+        assert server._forkserver_pid == number
+        assert "Traceback" not in capfd.readouterr().err
+    finally:
+        server._stop()
 
 
 # --- scripts and notebooks ---
@@ -375,6 +411,18 @@ def test_asynchronous_streams_are_read_once_an_epoch() -> None:
     )
     assert set(leases.values()) == {1}
     assert result.samples == 3 * 2 * 6 * (399 // 12)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_state_of_a_rule_may_grow(workers: int) -> None:
+    method = freewheel.synchronous(rule=chain(quarantine(finite(), after=2), sgd(0.05, momentum=0.9)))
+    model = nn.Linear(10, 3)
+    serial, processes = (
+        fit(method=method, workers=workers, engine=engine, model=copy.deepcopy(model))
+        for engine in ("serial", "processes")
+    )
+    assert processes.ledger == serial.ledger
+    assert torch.equal(state(processes.module), state(serial.module))
 
 
 def test_a_queue_longer_than_its_pipe_is_used_up() -> None:
@@ -512,11 +560,11 @@ def test_ctrl_c_while_a_segment_is_opened_leaves_no_worker_without_its_order(
     before = LeaseQueue.open
     opened: list[int] = []
 
-    def interrupted(queue: LeaseQueue, first: int, limit: int) -> None:
-        opened.append(first)
+    def interrupted(queue: LeaseQueue, numbers: Sequence[int]) -> None:
+        opened.append(numbers[0])
         if len(opened) == 2:
             signal.raise_signal(signal.SIGINT)
-        before(queue, first, limit)
+        before(queue, numbers)
 
     monkeypatch.setattr(LeaseQueue, "open", interrupted)
     restored = signal.signal(signal.SIGINT, signal.default_int_handler)

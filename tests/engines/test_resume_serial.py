@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,45 @@ STREAMS: dict[str, Any] = {
         TensorDataset(*blobs()), 16, sampler=torch.utils.data.SubsetRandomSampler(range(160))
     ),
 }
+
+
+class Shuffled:
+    """A sampler with a generator of its own, as users write one."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(3)
+
+    def __iter__(self) -> Iterator[int]:
+        yield from torch.randperm(160, generator=self.generator).tolist()
+
+    def __len__(self) -> int:
+        return 160
+
+
+def with_generator() -> DataLoader[Any]:
+    generator = torch.Generator().manual_seed(3)
+    return DataLoader(BATCHES, batch_size=None, shuffle=True, generator=generator)
+
+
+def with_sampler() -> DataLoader[Any]:
+    return DataLoader(TensorDataset(*blobs()), 16, sampler=Shuffled())
+
+
+@pytest.mark.parametrize("step", [7, 10, 22])
+@pytest.mark.parametrize("make", [with_generator, with_sampler])
+def test_loaders_with_generators_of_their_own_go_on(
+    make: Callable[[], DataLoader[Any]], step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(**settings: Any) -> freewheel.Result:
+        method, loss = freewheel.stale_synchronous(1, 0.05), nn.CrossEntropyLoss()
+        return freewheel.fit(
+            network(), make(), loss=loss, method=method, engine="serial", workers=2, epochs=3, **settings
+        )
+
+    whole = fit()
+    cut_after(monkeypatch, step)
+    fit(run_dir=tmp_path)
+    assert_equal(fit(resume=checkpoints(tmp_path)[step]), whole)
 
 
 @pytest.mark.parametrize("step", [7, 22])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +29,10 @@ def taken(session: Session, place: Tree) -> Cut:
         "identity": job.checkpoints.identity,
         "place": place,
         "server": session.server.state(),
-        "workers": [_worker(session, worker) for worker in range(job.setup.workers)],
+        "workers": session.worker_states(),
         "buffers": dict(_others(session, job.module)),
         "hopeless": session.hopeless,
-        "source": job.source.state(),
+        "source": session.source_state(),
         "record": record.state(),
         "generators": _generators(session),
     }
@@ -68,11 +68,7 @@ def restored(session: Session, tree: Tree) -> Tree:
 
 def _restore(session: Session, tree: Tree) -> None:
     session.server.restore(tree["server"])
-    for worker, state in enumerate(tree["workers"]):
-        session.contexts[worker].restore(state["context"])
-        if session.links:
-            session.links[worker].restore(state["link"])
-        _put_back(dict(_own(session, worker)), state["buffers"])
+    session.restore_workers(tree["workers"])
     _put_back(dict(_others(session, session.job.module)), tree["buffers"])
     session.hopeless[:] = tree["hopeless"]
     session.job.source.restore(tree["source"])
@@ -81,12 +77,21 @@ def _restore(session: Session, tree: Tree) -> None:
         torch.cuda.set_rng_state(tree["generators"]["cuda"], session.parameters.flat.device)
 
 
-def _worker(session: Session, worker: int) -> dict[str, Any]:
+def state_of(session: Session, worker: int) -> Tree:
+    """What a worker of this process holds for itself."""
     return {
         "context": session.contexts[worker].state(),
         "link": session.links[worker].state() if session.links else None,
         "buffers": dict(_own(session, worker)),
     }
+
+
+def give_back(session: Session, worker: int, state: Tree) -> None:
+    """A worker of this process holds what it held then."""
+    session.contexts[worker].restore(state["context"])
+    if session.links:
+        session.links[worker].restore(state["link"])
+    _put_back(dict(_own(session, worker)), state["buffers"])
 
 
 def _others(session: Session, module: nn.Module) -> Iterator[tuple[str, Tensor]]:

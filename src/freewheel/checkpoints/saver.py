@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import warnings
+from collections import deque
 from pathlib import Path
 from typing import NamedTuple, final
 
@@ -43,7 +44,7 @@ class Saver:
         self._last_s = 0.0
         self._written = -1  # steps of the newest complete checkpoint that this run wrote
         self._thread: threading.Thread | None = None
-        self._outcomes: list[CheckpointWritten | CheckpointFailed] = []
+        self._outcomes: deque[CheckpointWritten | CheckpointFailed] = deque()
 
     def begin(self, seconds: float, origin: Path | None = None) -> None:
         """The run begins; what a killed one left unfinished here is removed.
@@ -83,7 +84,7 @@ class Saver:
 
     def outcomes(self) -> list[CheckpointWritten | CheckpointFailed]:
         """What has come of checkpoints since the last call; failures are warned of, too."""
-        found, self._outcomes = self._outcomes, []
+        found = [self._outcomes.popleft() for _ in range(len(self._outcomes))]
         for outcome in found:
             if isinstance(outcome, CheckpointFailed):
                 warnings.warn(
@@ -98,8 +99,10 @@ class Saver:
         try:
             path = folder.write(self._parent, cut.steps, cut.tree, self._keep)
             size = sum(file.stat().st_size for file in path.iterdir())
-        except (OSError, CheckpointError) as error:
-            self._outcomes.append(CheckpointFailed(cut.seconds, cut.steps, str(error)))
+        except Exception as error:  # whatever it is, the run goes on, and must not do so without a word
+            expected = isinstance(error, OSError | CheckpointError)
+            text = str(error) if expected else f"{type(error).__name__}: {error}"
+            self._outcomes.append(CheckpointFailed(cut.seconds, cut.steps, text))
             return
         self._written = cut.steps
         took = time.perf_counter() - began

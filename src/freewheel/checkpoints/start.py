@@ -18,7 +18,7 @@ from freewheel.checkpoints.saver import Saver
 from freewheel.errors import ConfigurationError
 from freewheel.job import Checkpointing, Job
 
-ENGINES = ("threads", "serial")
+ENGINES = ("threads", "processes", "serial")
 
 
 def with_checkpoints(
@@ -70,7 +70,7 @@ def _origin(job: Job, engine: str, resume: Path) -> Origin:
     if engine not in ENGINES:
         remedy = "the same seed gives the same run again" if engine == "simulated" else "use engine='threads'"
         raise ConfigurationError(
-            f"`resume` works with the engines {' and '.join(ENGINES)}, got {engine!r}, which writes no"
+            f"`resume` works with the engines {', '.join(ENGINES)}, got {engine!r}, which writes no"
             f" checkpoints; {remedy}"
         )
     if job.trace is not None:

@@ -12,7 +12,7 @@ from freewheel.errors import CheckpointError
 Tree = Any
 """Dictionaries, lists and tuples of None, booleans, numbers, strings and tensors."""
 
-_TENSOR, _TUPLE, _ITEMS = "$tensor", "$tuple", "$items"
+_TENSOR, _TUPLE, _ITEMS, _COMPLEX = "$tensor", "$tuple", "$items", "$complex"
 _PLAIN = (type(None), bool, int, float, str)
 
 
@@ -74,6 +74,8 @@ def _plain(tree: Tree, path: str, tensors: dict[str, Tensor]) -> Tree:
     if type(tree) in _PLAIN:
         return tree
     if isinstance(tree, Tensor):
+        if tree.is_complex():  # safetensors has one kind of complex numbers only
+            return {_COMPLEX: _named(torch.view_as_real(tree.resolve_conj()), path or "tensor", tensors)}
         return _named(tree, path or "tensor", tensors)
     if type(tree) is list:
         return [_plain(value, _below(path, i), tensors) for i, value in enumerate(tree)]
@@ -124,6 +126,9 @@ def unflatten(plain: Tree, tensors: dict[str, Tensor]) -> Tree:
         return plain
     if _TENSOR in plain:
         return _tensor(plain, tensors)
+    if _COMPLEX in plain:
+        parts = _tensor(plain[_COMPLEX], tensors)
+        return torch.complex(parts[..., 0], parts[..., 1])
     if _TUPLE in plain:
         return tuple([unflatten(value, tensors) for value in plain[_TUPLE]])
     if _ITEMS in plain:

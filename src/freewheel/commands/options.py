@@ -201,6 +201,31 @@ CheckpointEvery = Annotated[
         help="Training time between two checkpoints: 30s, 5min; one more at the end. never: none.",
     ),
 ]
+OnError = Annotated[
+    str | None,
+    typer.Option(
+        "--on-error",
+        metavar="restart|stop",
+        rich_help_panel=_WHERE,
+        show_default=False,
+        help="A worker process that dies, raises or hangs is replaced, or ends the run. Default: replaced.",
+    ),
+]
+MaxRestarts = Annotated[
+    int,
+    typer.Option("--max-restarts", metavar="N", rich_help_panel=_WHERE, help="Of the whole run."),
+]
+StepTimeout = Annotated[
+    str | None,
+    typer.Option(
+        "--step-timeout",
+        metavar="TIME",
+        rich_help_panel=_WHERE,
+        show_default=False,
+        help="A step of a worker process that takes longer hangs: 30s, 5min. Default: 60s, or 20 times the"
+        " longest.",
+    ),
+]
 KeepCheckpoints = Annotated[
     int,
     typer.Option("--keep-checkpoints", metavar="N", rich_help_panel=_WHERE, help="How many to keep."),
@@ -266,6 +291,22 @@ def parse_checkpoint_every(text: str) -> float | None:
         return parse_seconds(text)
     except ConfigurationError as error:
         raise ConfigurationError(f"`checkpoint_every`: {error}; never writes none") from error
+
+
+def parse_step_timeout(text: str | None) -> float | None:
+    """Seconds; None for the default.
+
+    Raises:
+        ConfigurationError: no time.
+
+    Example:
+        >>> parse_step_timeout("5min"), parse_step_timeout(None)
+        (300.0, None)
+    """
+    try:
+        return None if text is None else parse_seconds(text)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"`step_timeout`: {error}") from error
 
 
 def hardware_of(engine: str, workers: str, intra_op_threads: int | None, precision: str) -> Hardware:

@@ -52,6 +52,9 @@ def train(
     checkpoint_every: opt.CheckpointEvery = "60s",
     keep_checkpoints: opt.KeepCheckpoints = 3,
     resume: opt.Resume = None,
+    on_error: opt.OnError = None,
+    max_restarts: opt.MaxRestarts = 10,
+    step_timeout: opt.StepTimeout = None,
 ) -> None:
     """Train a network on all cores, and write weights, events and a report.
 
@@ -98,6 +101,9 @@ def train(
         checkpoint_every=opt.parse_checkpoint_every(checkpoint_every),
         keep_checkpoints=keep_checkpoints,
         resume=resume,
+        on_error=on_error,  # type: ignore[arg-type]  # fit refuses other words
+        max_restarts=max_restarts,
+        step_timeout=opt.parse_step_timeout(step_timeout),
         **recipe.arguments,
     )
     _conclude(result, recipe, folder)

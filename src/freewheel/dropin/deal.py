@@ -39,6 +39,8 @@ class Deal:
         """A batch has been computed on."""
         if self._held.get(number) == worker:
             del self._held[number]
+        if not self._held and not self._left:
+            self._batches = ()  # an epoch that is over is kept for those who come late, without its data
 
     def give_back(self, worker: int, number: int) -> None:
         """A batch is to be dealt again."""

@@ -195,6 +195,8 @@ class Launcher:
                 continue
             try:
                 self._hub.serve(member.rank)
+            except BlockingIOError:  # it stands still in the middle of a message
+                _kill(member.process)
             except (EOFError, OSError):
                 self._selector.unregister(key.fileobj)  # it has closed its end; its exit code tells why
         self._pass_on()
@@ -272,7 +274,9 @@ class Launcher:
         woken.setblocking(False)
         wakes.setblocking(False)
         self._selector.register(woken, selectors.EVENT_READ, (_Waker(woken), woken))
-        before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        # One that is ignored stays so: nohup.
+        heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._note) for number in heeded}
         children = signal.signal(signal.SIGCHLD, lambda number, frame: None)
         descriptor = signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
         try:

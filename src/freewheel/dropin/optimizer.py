@@ -64,7 +64,7 @@ class SharedOptimizer(torch.optim.Optimizer):
         )
         self._link = self._linked(own)
         station.delivery.open()
-        station.delivery.may_begin()
+        station.delivery.may_begin(asks=False)
         self._begin()
 
     def _linked(self, own: Tensor | None) -> Link | None:
@@ -77,11 +77,9 @@ class SharedOptimizer(torch.optim.Optimizer):
         return station.equipment.link(self._context, local, station.server.pull, self._send, self._send_now)
 
     def _send(self, update: Update) -> Receipt | None:
-        update.incarnation = self._station.life
         return self._station.delivery.send(update)
 
     def _send_now(self, update: Update) -> Receipt | None:
-        update.incarnation = self._station.life
         return self._station.delivery.send_now(update)
 
     # --- steps ---

@@ -13,7 +13,7 @@ import torch
 from freewheel.dropin.hub import scaled
 from freewheel.dropin.messages import Barrier, Passed, Refused, Register, Welcome
 from freewheel.dropin.tally import Tally
-from freewheel.engines.processes.delivery import Delivery, Direct, Served
+from freewheel.engines.processes.delivery import Delivery, Direct, Life, Served
 from freewheel.engines.processes.mailbox import Mailbox
 from freewheel.engines.processes.messages import Line
 from freewheel.engines.processes.parcel import unpacked
@@ -55,7 +55,7 @@ def alone(parameters: Parameters, method: Method, seed: int) -> Station:
     scale = scaled(server, method, None)
     tally = Tally(torch.zeros((1, WORDS), dtype=torch.int64))
     equipment = Equipment(parameters, method, Setup(1, seed=seed), None)
-    return Station(0, 0, equipment, server, Direct(server), tally, scale)
+    return Station(0, 0, equipment, server, Direct(server, Life()), tally, scale)
 
 
 def joined(line: Line, rank: int, life: int, register: Register) -> Station:
@@ -76,7 +76,8 @@ def joined(line: Line, rank: int, life: int, register: Register) -> Station:
     arena.close_descriptors()
     mailboxes: list[Mailbox] = kit["mailboxes"]
     server: Server = kit["server"]
-    delivery = Served(line, mailboxes[rank], kit["gated"]) if mailboxes else Direct(server)
+    known = Life(life)
+    delivery = Served(line, mailboxes[rank], kit["gated"], known) if mailboxes else Direct(server, known)
     return Station(rank, life, kit["equipment"], server, delivery, kit["tally"], kit["scale"])
 
 

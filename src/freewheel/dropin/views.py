@@ -43,7 +43,7 @@ class Views:
     @torch.no_grad()
     def show(self) -> None:
         """Binds the module to the shared weights, as they are now."""
-        if self._showing or not self._differs:
+        if not self._differs:
             return
         parameters = self._server.parameters
         if self._shown is self._training:
@@ -52,7 +52,8 @@ class Views:
         if self._own:
             self._server.pull(self._shown.flat)
         self._shown.statistics.copy_(parameters.statistics)
-        self._shown.bind(self.module)
+        if not self._showing:
+            self._shown.bind(self.module)
         self._showing = True
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Ctrl-C that waits: a message must not be read by half, and what a checkpoint holds must not be half a step."""
+"""Ctrl-C that waits: no message may be read by half, and no checkpoint may hold half a step."""
 
 from __future__ import annotations
 

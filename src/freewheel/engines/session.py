@@ -222,6 +222,19 @@ class Session:
             self.saver.begin(self.clock.seconds(), origin.folder if origin is not None else None)
         return place
 
+    def worker_states(self) -> list[Tree]:
+        """What each worker holds for itself, for a checkpoint; everybody stands between two steps."""
+        return [cut.state_of(self, worker) for worker in range(self.job.setup.workers)]
+
+    def restore_workers(self, states: Sequence[Tree]) -> None:
+        """Every worker holds what it held then."""
+        for worker, state in enumerate(states):
+            cut.give_back(self, worker, state)
+
+    def source_state(self) -> Tree:
+        """Where the source stands, for a checkpoint."""
+        return self.job.source.state()
+
     def wants_cut(self) -> bool:
         """Whether a checkpoint is due; what has come of earlier ones is told."""
         if self.saver is None:
@@ -321,7 +334,7 @@ class Session:
         self.reason = "error"
         self.record.hush()
         if isinstance(error, WorkerError):
-            self.record.emit(WorkerFailed(error.worker, error.sequence, str(error)))
+            self.record.emit(WorkerFailed(error.worker, error.sequence, error.reason))
         self._finish()
 
     def result(self) -> Result:

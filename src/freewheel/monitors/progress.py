@@ -21,6 +21,7 @@ from freewheel.events import (
     RunStarted,
     Tick,
     WorkerFailed,
+    WorkerRestarted,
 )
 from freewheel.report import wording
 
@@ -177,7 +178,10 @@ def _terminal(console: Console) -> Monitor:
 
 def _ending(event: Event, state: _State, say: Callable[[str], None]) -> None:
     if isinstance(event, WorkerFailed):
-        say(f"worker {event.worker} failed in its step {event.sequence}: {event.error}")
+        then = "; another takes its place" if event.replaced else ""
+        say(f"worker {event.worker} failed in its step {event.sequence}: {event.error}{then}")
+    elif isinstance(event, WorkerRestarted):
+        say(f"worker {event.worker} is there again, in its life number {event.incarnation + 1}")
     elif isinstance(event, RunFinished):
         say(summary(event, state.started))
 

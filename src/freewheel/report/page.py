@@ -110,7 +110,11 @@ def headline(run: Run) -> str:
 def _warnings(run: Run) -> list[str]:
     ended = [_ENDS[run.finished.reason]] if run.finished.reason in _ENDS else []
     failures = [event for event in run.events if isinstance(event, WorkerFailed)]
-    ended += [f"Worker {one.worker} failed in its step {one.sequence}: {one.error}" for one in failures]
+    ended += [
+        f"Worker {one.worker} failed in its step {one.sequence}: {one.error}"
+        f"{'; another took its place' * one.replaced}"
+        for one in failures
+    ]
     if run.started.target and run.complete and run.finished.target_seconds is None:
         name, wanted = run.started.target[:2]
         ended.append(f"The target, {name} {wanted:g}, was not reached.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -29,6 +29,7 @@ class Streamed(Source):
         length: number of batches in an epoch, if known.
         batch_size: examples in a full batch; None looks at the first batch.
         samples: number of examples in an epoch, if known.
+        generators: that the order of the batches is drawn from, beside PyTorch's own.
 
     Raises:
         DataError: no batch to look at.
@@ -41,6 +42,7 @@ class Streamed(Source):
         length: int | None = None,
         batch_size: int | None = None,
         samples: int | None = None,
+        generators: Sequence[torch.Generator] = (),
     ) -> None:
         super().__init__()
         self._make = batches
@@ -49,7 +51,8 @@ class Streamed(Source):
         self._given = 0  # batches that this iterator has given
         self._read = 0  # number of the next batch that the iterator will give
         self._waiting: dict[int, Batch] = {}
-        self._began_with: deque[Tensor] = deque(maxlen=2)  # PyTorch's generator when the last epochs began
+        self._generators = generators
+        self._began_with: deque[list[Tensor]] = deque(maxlen=2)  # the generators when the last epochs began
         self.batches = length
         self.batch_size = samples_in(self.first()) if batch_size is None else batch_size
         self.samples = length * self.batch_size if samples is None and length is not None else samples
@@ -87,19 +90,21 @@ class Streamed(Source):
             "reading": self._iterator is not None,
             "waiting": [(number, number - begun) for number in sorted(self._waiting)],
             "ended": self.ended,
-            "generators": list(self._began_with),
+            "began_with": list(self._began_with),
+            "generators": [generator.get_state() for generator in self._generators],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """As :meth:`Source.restore`: begins the epoch again and passes over what was read.
 
-        The order of the data must be the same as then: fixed, or drawn from PyTorch's generator alone.
+        The order of the data must be the same as then: fixed, or drawn from PyTorch's generator and those
+        that the source was given.
         """
         super().restore(state)
         self.ended, self._read, self._given = state["ended"], state["read"], state["given"]
         self._waiting, self._iterator = {}, None
         wanted = {place: number for number, place in state["waiting"]}
-        *before, last = state["generators"] or [None]
+        *before, last = state["began_with"] or [None]
         if before and any(place < 0 for place in wanted):  # of the epoch before: its last ones
             length = self.batches or 0
             self._pass_over(self._epoch_of(before[-1]), length, wanted, -length)
@@ -107,6 +112,8 @@ class Streamed(Source):
             iterator = self._epoch_of(last)
             self._pass_over(iterator, self._given, wanted, 0)
             self._iterator = iterator if state["reading"] else None
+        for generator, then in zip(self._generators, state["generators"], strict=True):
+            generator.set_state(then)
 
     def _pass_over(self, batches: Iterator[Batch], count: int, wanted: dict[int, int], place: int) -> None:
         """Reads so many batches, the first of which has this place; keeps those that waited."""
@@ -120,11 +127,13 @@ class Streamed(Source):
             if place + read in wanted:
                 self._waiting[wanted[place + read]] = batch
 
-    def _epoch_of(self, generator: Tensor | None) -> Iterator[Batch]:
-        """An iterator that draws from PyTorch's generator as it was when the epoch began."""
-        if generator is not None:
-            torch.set_rng_state(generator)
-        self._began_with.append(torch.get_rng_state())
+    def _epoch_of(self, began_with: list[Tensor] | None) -> Iterator[Batch]:
+        """An iterator that draws from the generators as they were when the epoch began."""
+        generators = (torch.default_generator, *self._generators)
+        if began_with is not None:
+            for generator, then in zip(generators, began_with, strict=True):
+                generator.set_state(then)
+        self._began_with.append([generator.get_state() for generator in generators])
         return iter(self._make())
 
     def first(self) -> Batch:
@@ -170,7 +179,12 @@ def loader_source(loader: DataLoader[Any], seed: int) -> Source:
     """
     if loader.batch_size is None or loader.num_workers > 0 or not _is_plain(loader):
         return Streamed(
-            lambda: iter(loader), count_samples, _length(loader), loader.batch_size, _size(loader)
+            lambda: iter(loader),
+            count_samples,
+            _length(loader),
+            loader.batch_size,
+            _size(loader),
+            _generators(loader),
         )
     return Indexed(
         dataset_fetch(loader.dataset, loader.collate_fn),
@@ -180,6 +194,13 @@ def loader_source(loader: DataLoader[Any], seed: int) -> Source:
         shuffle=isinstance(loader.sampler, RandomSampler),
         drop_last=loader.drop_last,
     )
+
+
+def _generators(loader: DataLoader[Any]) -> list[torch.Generator]:
+    """Those that a loader, or its sampler, was given by the user; each once."""
+    owners = (loader, loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
+    found = [getattr(owner, "generator", None) for owner in owners]
+    return list({id(item): item for item in found if isinstance(item, torch.Generator)}.values())
 
 
 def _is_plain(loader: DataLoader[Any]) -> bool:

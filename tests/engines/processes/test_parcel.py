@@ -39,6 +39,12 @@ def test_the_same_tensor_stays_the_same_object() -> None:
     assert torch.equal(result["again"][1], torch.ones(3))
 
 
+def test_a_tensor_that_grows_does_not_grow_over_its_neighbour() -> None:
+    result = sent({"empty": torch.zeros(0, dtype=torch.int64), "other": torch.ones(4)})
+    result["empty"].resize_(2).zero_()
+    assert result["other"].tolist() == [1.0] * 4
+
+
 def test_workers_share_tensors_and_arrays() -> None:
     arena = Arena()
     contents = {"tensor": torch.zeros(3), "array": np.zeros(5000), "small": np.zeros(2)}

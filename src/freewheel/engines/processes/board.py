@@ -9,8 +9,9 @@ from torch import Tensor
 
 from freewheel.engines.processes.shared import WORDS, Arena, SharedCounts
 
-VERSIONS, SAMPLES, STEPS, PROCESSOR_NS = range(4)
-STOPPING = 0  # in the row behind the workers'
+VERSIONS, SAMPLES, STEPS, PROCESSOR_NS, BATCH, WRITTEN, COLLECTED = range(7)
+SIGN = 0  # in the row behind the workers'
+STOP, PAUSE = 1, 2
 
 
 @final
@@ -25,6 +26,9 @@ class Board:
         samples: examples behind them.
         steps: finished steps.
         processor_ns: processor time that a worker has used, in nanoseconds.
+        batch: number of the batch that it took last.
+        written: rows in its journal.
+        collected: those that the main process, who counts here, has collected.
     """
 
     def __init__(self, cells: Tensor) -> None:
@@ -33,6 +37,9 @@ class Board:
         self.samples = SharedCounts(cells[:-1, SAMPLES])
         self.steps = SharedCounts(cells[:-1, STEPS])
         self.processor_ns = SharedCounts(cells[:-1, PROCESSOR_NS])
+        self.batch = SharedCounts(cells[:-1, BATCH])
+        self.written = SharedCounts(cells[:-1, WRITTEN])
+        self.collected = SharedCounts(cells[:-1, COLLECTED])
         self._signs = SharedCounts(cells[-1])
 
     @classmethod
@@ -47,13 +54,27 @@ class Board:
         return SharedCounts(self._cells[:-1, WORDS + shard])
 
     @property
+    def sign(self) -> int:
+        """What workers are to do when their step is finished: go on (0), stop, or pause for a checkpoint."""
+        return self._signs[SIGN]
+
+    @property
     def stopping(self) -> bool:
         """Workers are to finish their step and stand still."""
-        return bool(self._signs[STOPPING])
+        return self._signs[SIGN] == STOP
 
     def stop(self) -> None:
         """Has every worker stand still after its step."""
-        self._signs[STOPPING] = 1
+        self._signs[SIGN] = STOP
+
+    def pause(self) -> None:
+        """Has every worker wait after its step, when it has deposited what it holds."""
+        self._signs[SIGN] = PAUSE
+
+    def go_on(self) -> None:
+        """Nobody need pause any more."""
+        if self._signs[SIGN] == PAUSE:
+            self._signs[SIGN] = 0
 
     def __reduce__(self) -> tuple[type[Board], tuple[Tensor]]:
         return Board, (self._cells,)

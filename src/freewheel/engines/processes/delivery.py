@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import final
+from typing import NamedTuple, final
 
 from freewheel.engines.processes.mailbox import Mailbox
 from freewheel.engines.processes.messages import Answer, Line, Start
 from freewheel.server import Receipt, Server
 from freewheel.tasks import WorkerContext
 from freewheel.update import Update
+
+
+class Life(NamedTuple):
+    """Which life of a worker it is.
+
+    Attributes:
+        incarnation: from 0.
+        first: number of its first step; pushes of a life are numbered from 0.
+    """
+
+    incarnation: int = 0
+    first: int = 0
+
+    def stamp(self, update: Update) -> None:
+        """So that the server knows the pushes of this life from those of an earlier one."""
+        update.incarnation = self.incarnation
+        update.sequence -= self.first
 
 
 class Delivery(ABC):
@@ -28,8 +45,12 @@ class Delivery(ABC):
         """A segment begins: everybody takes part again."""
 
     @abstractmethod
-    def may_begin(self) -> bool:
-        """Waits until the worker may start its first step of a segment; False: it is to stand still."""
+    def may_begin(self, asks: bool) -> bool:
+        """Waits until the worker may start its first step of a segment; False: it is to stand still.
+
+        Args:
+            asks: ask in any case: an earlier life may have to be waited for.
+        """
 
     @abstractmethod
     def conclude(self, context: WorkerContext) -> tuple[Receipt | None, bool]:
@@ -43,22 +64,23 @@ class Direct(Delivery):
     For methods in which nobody waits, and rules that may race.
     """
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
+    def __init__(self, server: Server, life: Life) -> None:
+        self._server, self._life = server, life
 
     def send(self, update: Update) -> Receipt:
         """Applies it."""
+        self._life.stamp(update)
         return self._server.push(update)
 
     def send_now(self, update: Update) -> Receipt:
         """Applies it."""
-        return self._server.push(update)
+        return self.send(update)
 
     def open(self) -> None:
         """A round of one worker."""
         self._server.readmit()
 
-    def may_begin(self) -> bool:
+    def may_begin(self, asks: bool) -> bool:
         """Always."""
         return True
 
@@ -79,30 +101,33 @@ class Served(Delivery):
         line: to the main process.
         mailbox: this worker's.
         gated: ask before every step, also after one that has pushed nothing.
+        life: of the worker.
     """
 
-    def __init__(self, line: Line, mailbox: Mailbox, gated: bool) -> None:
-        self._line = line
+    def __init__(self, line: Line, mailbox: Mailbox, gated: bool, life: Life) -> None:
+        self._line, self._life = line, life
         self._mailbox = mailbox
         self._gated = gated
         self._owed = False  # the main process will answer a push of this step
 
     def send(self, update: Update) -> None:
         """Hands it to the main process."""
+        self._life.stamp(update)
         self._line.send(self._mailbox.write(update, now=False))
         self._owed = update.last
 
     def send_now(self, update: Update) -> Receipt | None:
         """Hands it to the main process and waits for the receipt."""
+        self._life.stamp(update)
         self._line.send(self._mailbox.write(update, now=True))
         return self._answer().receipt
 
     def open(self) -> None:
         """Nothing: the main process knows."""
 
-    def may_begin(self) -> bool:
+    def may_begin(self, asks: bool) -> bool:
         """Asks, if there is a gate."""
-        return not self._gated or self._ask(finished=False)
+        return not (self._gated or asks) or self._ask(finished=False)
 
     def conclude(self, context: WorkerContext) -> tuple[Receipt | None, bool]:
         """Waits for the receipt of the push, if there was one, and until the next step may start."""

@@ -5,13 +5,13 @@ It applies their updates, lets them start, and hands out batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, final
 
+from freewheel.engines.interrupts import Interrupts
 from freewheel.engines.plan import Segment
 from freewheel.engines.processes.batches import fetched_by_workers
-from freewheel.engines.interrupts import Interrupts
 from freewheel.engines.processes.mailbox import Mailbox
 from freewheel.engines.processes.messages import Answer, Ask, BatchSent, Done, Line, NoBatch, Push, Start
 from freewheel.engines.processes.session import ProcessSession
@@ -55,11 +55,41 @@ class Desk:
         self._waiting: dict[int, Receipt | None] = {}  # who waits to start a step -> receipt of the last one
         self._asking: dict[int, int] = {}  # who waits for a batch -> for which step of the segment
         self._held: dict[int, Lease] = {}  # batches that workers were sent
+        self._again: dict[int, Lease] = {}  # those that a dead worker had, for who replaces it
+        self._received: dict[int, tuple[int, Receipt]] = {}  # the last step that was pushed, and its receipt
         self._stopping = False
+        self.paused: set[int] = set()  # who waits for a checkpoint to be taken
+        self._pausing = False  # a checkpoint is to be taken
 
-    def open(self, segment: Segment) -> None:
-        """A segment begins: everybody takes part again."""
-        self.session.server.readmit()
+    def pause(self) -> None:
+        """A checkpoint is to be taken: who waits to start a step is let go, to deposit what it holds.
+
+        So is who comes to wait meanwhile. A worker that is replaced after its step may have to wait for one
+        that stands still before it, and neither would ever go on.
+        """
+        self._pausing = True
+        self._release()
+
+    def go_on(self) -> None:
+        """The checkpoint is taken, or given up: who may start a step does."""
+        self._pausing = False
+        for worker in self.paused:
+            self._waiting[worker] = None
+        self.paused.clear()
+        self._release()
+
+    def place(self) -> dict[str, list[int]]:
+        """How far each worker is, for a checkpoint."""
+        return {"steps": list(self._steps), "progress": list(self._progress)}
+
+    def put_back(self, place: Mapping[str, list[int]]) -> None:
+        """Each worker is as far as it was then."""
+        self._steps, self._progress = list(place["steps"]), list(place["progress"])
+
+    def open(self, segment: Segment, readmit: bool = True) -> None:
+        """A segment begins: everybody takes part again, unless it goes on where a checkpoint was taken."""
+        if readmit:
+            self.session.server.readmit()
         self._segment = segment
         self._progress = list(self._steps)
 
@@ -78,6 +108,30 @@ class Desk:
                     lease.carry.value = carried
                 self.session.job.source.acknowledge(lease)
 
+    def forget(self, worker: int) -> Receipt | None:
+        """The worker has died: nothing that it asked for will be answered.
+
+        Returns:
+            The receipt of the step that it was in, where that has been pushed into a round: it must not be
+            taken again. Batches of other methods are.
+        """
+        self._waiting.pop(worker, None)
+        self._asking.pop(worker, None)
+        self.paused.discard(worker)
+        step, receipt = self._received.pop(worker, (-1, None))
+        held = self._held.pop(worker, None)
+        if step != self.session.board.steps[worker] or self.session.job.method.leases != "fixed":
+            receipt = None
+        if held is not None and receipt is not None:
+            self.session.job.source.acknowledge(held)
+        elif held is not None:
+            self._again[worker] = held
+        return receipt
+
+    def waits(self, worker: int) -> bool:
+        """Whether the worker waits for others, or for a batch."""
+        return worker in self._waiting or worker in self._asking or worker in self.paused
+
     def retire(self, worker: int) -> None:
         """The worker has no further step in this segment: nobody waits for it."""
         if self.serves:
@@ -88,7 +142,7 @@ class Desk:
     def dismiss(self) -> None:
         """Nobody starts another step: those who wait are told so."""
         self._stopping = True
-        self._release()
+        self.go_on()
         self.hand_out()
 
     # --- updates ---
@@ -101,6 +155,10 @@ class Desk:
         except Exception:
             self._waiting[worker] = None  # to be dismissed
             raise
+        if receipt.status == "duplicate" and not push.now:
+            return  # the worker waits for the answer to the first one
+        if update.last and not push.now:
+            self._received[worker] = self.session.board.steps[worker], receipt
         if push.now:
             self._send(worker, Answer(receipt, not self._stopping))
         elif update.last:
@@ -115,9 +173,9 @@ class Desk:
         self._release()
 
     def _release(self) -> None:
-        """Lets those go who may start."""
+        """Lets those go who may start, or are to deposit what they hold."""
         for worker in list(self._waiting):
-            if self._stopping or self.session.may_start(worker, self._progress):
+            if self._stopping or self._pausing or self.session.may_start(worker, self._progress):
                 self._send(worker, Answer(self._waiting.pop(worker), not self._stopping))
 
     # --- batches ---
@@ -150,6 +208,8 @@ class Desk:
             ) from error
 
     def _lease(self, worker: int, step: int) -> Lease | None:
+        if worker in self._again:
+            return self._again.pop(worker)
         job = self.session.job
         if job.method.leases == "fixed":
             return job.source.take_number(self._segment.first + step * job.setup.workers + worker)

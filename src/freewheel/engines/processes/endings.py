@@ -46,6 +46,17 @@ def death(worker: int, sequence: int, process: BaseProcess) -> WorkerError:
     return error
 
 
+def hanging(worker: int, sequence: int, seconds: float) -> WorkerError:
+    """The error of a worker that was killed because it had not finished its step for so many seconds."""
+    cause = TimeoutError(
+        f"it had not finished its step for {seconds:.3g} s, and its process was killed; give a longer"
+        " `step_timeout` if steps may take so long"
+    )
+    error = WorkerError(worker, sequence, cause)
+    error.__cause__ = cause
+    return error
+
+
 def _how_it_ended(code: int | None) -> str:
     if code is not None and code < 0:
         name = signal.Signals(-code).name

@@ -26,7 +26,7 @@ class Processes:
     else the main process does.
 
     Each worker seeds the generators of PyTorch, Python and NumPy from the seed of the run and its number. An
-    error in a worker, or its death, ends the run.
+    worker that dies, raises or hangs is replaced, unless ``on_error="stop"``; see docs/failures.md.
 
     Attributes:
         pin: bind every worker to cores of its own, as many as it has intra-op threads; in turn, where there
@@ -69,9 +69,7 @@ class Processes:
         from freewheel.engines.processes.parcel import check_sendable
 
         source = job.source if fetched_by_workers(job.source) else None
-        check_sendable(
-            {"module": job.module, "task": job.task, "equipment": job.method, "source": source}
-        )
+        check_sendable({"module": job.module, "task": job.task, "equipment": job.method, "source": source})
 
     def run(self, job: Job, monitors: Sequence[Monitor] = ()) -> Result:
         """Trains; Ctrl-C lets the workers finish their step and returns what was trained."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import select
 import struct
+from collections.abc import Sequence
 from typing import final
 
 END = -1  # nothing follows in this segment; one for every worker
@@ -33,21 +34,27 @@ class LeaseQueue:
         self.reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._workers = workers
-        self._next = self._limit = 0
+        self._numbers: Sequence[int] = ()
+        self._next = 0  # position of the next number to be written
         self._ends = 0  # marks still to be written
 
-    def open(self, first: int, limit: int) -> None:
-        """Hands out the numbers ``first <= n < limit``, as far as there is room; see :meth:`feed`."""
-        self._next, self._limit, self._ends = first, limit, self._workers
+    def open(self, numbers: Sequence[int]) -> None:
+        """Hands out these numbers, as far as there is room; see :meth:`feed`."""
+        self._numbers, self._next, self._ends = numbers, 0, self._workers
+        self.feed()
+
+    def replaced(self) -> None:
+        """A worker has died, perhaps with its mark, and another reads in its place."""
+        self._ends += 1
         self.feed()
 
     def feed(self) -> None:
         """Fills the pipe up; call it a few times a second."""
-        while self._next < self._limit:
-            upto = min(self._limit, self._next + BLOCK)
-            if not self._write(range(self._next, upto)):
+        while self._next < len(self._numbers):
+            block = self._numbers[self._next : self._next + BLOCK]
+            if not self._write(block):
                 return
-            self._next = upto
+            self._next += len(block)
         while self._ends:
             count = min(self._ends, BLOCK)
             if not self._write([END] * count):
@@ -56,12 +63,12 @@ class LeaseQueue:
 
     def stop(self) -> None:
         """Wakes whoever waits for a number. Nobody does where the pipe is full."""
-        self._next, self._ends = self._limit, 0
+        self._numbers, self._next, self._ends = (), 0, 0
         self._write([END] * min(self._workers, BLOCK))
 
     def clear(self) -> None:
         """Empties the pipe; every worker stands still."""
-        self._next, self._ends = self._limit, 0
+        self._numbers, self._next, self._ends = (), 0, 0
         while select.select([self.reader], [], [], 0)[0]:
             os.read(self.reader, 65536)
 
@@ -70,7 +77,7 @@ class LeaseQueue:
         os.close(self.reader)
         os.close(self._writer)
 
-    def _write(self, numbers: range | list[int]) -> bool:
+    def _write(self, numbers: Sequence[int]) -> bool:
         try:
             os.write(self._writer, b"".join(map(NUMBER.pack, numbers)))
         except BlockingIOError:

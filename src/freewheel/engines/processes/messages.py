@@ -37,10 +37,9 @@ class Entry(NamedTuple):
 
 
 class Report(NamedTuple):
-    """Finished steps since the last report."""
+    """A worker's page of the book, as it is now."""
 
-    rows: list[Row]
-    entry: Entry | None
+    entry: Entry
 
 
 class Standing(NamedTuple):
@@ -97,6 +96,16 @@ class Done(NamedTuple):
     carried: Any
 
 
+class Deposit(NamedTuple):
+    """What the worker holds for itself; if it is within a segment, it waits until it may go on.
+
+    Attributes:
+        state: a tree of plain values and tensors.
+    """
+
+    state: Any
+
+
 class Flushed(NamedTuple):
     """Whether the worker had anything to push."""
 
@@ -131,11 +140,15 @@ class Work(NamedTuple):
         first: number of its first batch.
         limit: number after its last batch; None where that is not known.
         began: when training time was 0, by the system's monotonic clock.
+        step: of the segment that the worker begins with: others before it were another life's.
+        asks: before the first step.
     """
 
     first: int
     limit: int | None
     began: float
+    step: int = 0
+    asks: bool = False
 
 
 class Answer(NamedTuple):
@@ -164,6 +177,16 @@ class Flush(NamedTuple):
     """Asks a worker to push what it holds back; answered by `Flushed`."""
 
     final: bool
+
+
+class Show(NamedTuple):
+    """Asks a worker that stands still for its `Deposit`."""
+
+
+class TakeBack(NamedTuple):
+    """What the worker held when the checkpoint was taken that the run goes on from."""
+
+    state: Any
 
 
 class Quit(NamedTuple):

@@ -13,18 +13,29 @@ from __future__ import annotations
 import functools
 import io
 import os
+import signal
 from collections.abc import Callable
-from multiprocessing import context, forkserver, popen_forkserver, reduction, spawn, util
+from multiprocessing import context, forkserver, popen_forkserver, reduction, resource_tracker, spawn, util
 from multiprocessing.process import BaseProcess
 from typing import Any, final
 
 PRELOADED = ["freewheel.engines.processes.preloaded"]
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 MAIN_MODULE = ("init_main_from_name", "init_main_from_path")
 
 
 def prepare() -> None:
-    """Starts the fork server if it does not run; returns at once, while it imports what workers need."""
-    _server(os.getpid()).ensure_running()
+    """Starts the fork server if it does not run; returns at once, while it imports what workers need.
+
+    A terminal's Ctrl-C reaches it, too: it would end with a traceback. So signals wait there until it has
+    imported what has them ignored.
+    """
+    resource_tracker.ensure_running()  # the server would start it, and that lets signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        _server(os.getpid()).ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def started(number: int, target: Callable[..., None], *arguments: Any) -> BaseProcess:

@@ -79,8 +79,8 @@ def check_sendable(contents: Mapping[str, Any]) -> None:
 
 def _refusal(what: str, error: Exception) -> ConfigurationError:
     return ConfigurationError(
-        f"{what} cannot be sent to the worker processes ({type(error).__name__}: {error}); leave out open files,"
-        " locks and generators, or use engine='threads'"
+        f"{what} cannot be sent to the worker processes ({type(error).__name__}: {error}); leave out open"
+        " files, locks and generators, or use engine='threads'"
     )
 
 
@@ -107,7 +107,7 @@ class _Packer(cloudpickle.CloudPickler):  # type: ignore[misc]  # the library ha
 
     def persistent_id(self, obj: Any) -> int | None:
         """The number of a tensor; None pickles the object itself."""
-        if type(obj) is not Tensor or not _is_plain(obj):
+        if type(obj) is not Tensor or not _is_plain(obj) or not obj.numel():
             return None
         number = self._numbers.get(id(obj))
         if number is None:
@@ -119,6 +119,8 @@ class _Packer(cloudpickle.CloudPickler):  # type: ignore[misc]  # the library ha
         """How an object is pickled that PyTorch does not pickle well, or the library's own way."""
         if type(obj) is torch.Generator and obj.device.type == "cpu":
             return _generator, (obj.get_state().numpy().tobytes(),)
+        if type(obj) is Tensor and _is_plain(obj) and not obj.numel():
+            return _empty, (tuple(obj.shape), obj.dtype)
         return super().reducer_override(obj)
 
     def table(self, arena: Arena) -> tuple[list[Address], list[Address]]:
@@ -161,6 +163,11 @@ def _generator(state: bytes) -> torch.Generator:
     generator = torch.Generator()
     generator.set_state(_bytes(state))
     return generator
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory of its own: in the arena it would grow over its neighbour."""
+    return torch.empty(shape, dtype=dtype)
 
 
 def _is_plain(tensor: Tensor) -> bool:

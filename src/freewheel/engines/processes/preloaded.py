@@ -10,6 +10,7 @@ import signal
 import sys
 
 from freewheel.engines.processes import worker
+from freewheel.engines.processes.nursery import SIGNALS
 
 __all__ = ["worker"]
 
@@ -20,5 +21,6 @@ def in_fork_server() -> bool:
 
 
 if in_fork_server():
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the main process has had them wait

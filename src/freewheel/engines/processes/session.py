@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import psutil
 from torch import Tensor
 
+from freewheel.checkpoints.tree import Tree
 from freewheel.engines.base import intra_op
 from freewheel.engines.clock import Clock
 from freewheel.engines.processes.board import Board
+from freewheel.engines.processes.journal import Journal
 from freewheel.engines.processes.shared import Arena
 from freewheel.engines.session import Session
 from freewheel.events import Monitor
@@ -22,6 +24,13 @@ from freewheel.server import Server
 MEASURE_S = 1.0  # memory is measured at most this often: the system walks the page tables for it
 
 
+class Left(NamedTuple):
+    """Batches that were not used: some numbers, and all from the following one on."""
+
+    numbers: list[int]
+    following: int
+
+
 @final
 class ProcessSession(Session):
     """A session without workers of its own: they are elsewhere, and see its weights and its board.
@@ -29,15 +38,22 @@ class ProcessSession(Session):
     Attributes:
         arena: the shared memory.
         board: the workers' counts.
+        journal: the steps that they have finished.
         memory: of all processes.
         buffers: of worker 0's replica that are no running statistics, as far as they have changed.
+        deposits: what each worker held for itself, for a checkpoint, or to go on from one.
+        left: batches of the segment under way that were not used when a checkpoint was taken; None where
+            workers do not take them from a queue.
     """
 
     def __init__(self, job: Job, monitors: Sequence[Monitor], engine: str) -> None:
         self.arena = Arena()
         self.board = Board.within(self.arena, job.setup.workers, job.setup.shards)
+        self.journal = Journal.within(self.arena, job.setup.workers, self.board)
         self.memory = Memory()
         self.buffers: dict[str, Tensor] = {}
+        self.deposits: dict[int, Tree] = {}
+        self.left: Left | None = None
         super().__init__(job, monitors, engine, Clock(partial(_processor_seconds, self.board)), self.memory)
 
     def _server(self, kind: type[Server] = Server) -> Server:
@@ -47,6 +63,22 @@ class ProcessSession(Session):
         server = super()._server(kind)
         share(server, self.arena, self.board)
         return server
+
+    def worker_states(self) -> list[Tree]:
+        """What the workers have deposited."""
+        return [self.deposits[worker] for worker in range(self.job.setup.workers)]
+
+    def restore_workers(self, states: Sequence[Tree]) -> None:
+        """Keeps what the workers are to be told when they are there."""
+        self.deposits = dict(enumerate(states))
+        for worker, state in self.deposits.items():
+            self.board.steps[worker] = state["context"]["sequence"]
+
+    def source_state(self) -> Tree:
+        """Where the source stands; the workers fetch the batches of some themselves."""
+        if self.left is None:
+            return super().source_state()
+        return {"next": self.left.following, "returned": list(self.left.numbers)}
 
     def settle(self, final: bool) -> bool:
         """Has the workers push what they hold back; applied with as many threads as on a worker."""
@@ -76,7 +108,13 @@ def share(server: Server, arena: Arena, board: Board) -> None:
         board: the workers' counts.
     """
     leaves = [leaf for state in server.states() for leaf in _leaves(state)]
-    tensors = [(leaf, i) for leaf in leaves for i, value in enumerate(leaf) if isinstance(value, Tensor)]
+    # One without elements stays where it is: it is there to grow, which shared memory cannot.
+    tensors = [
+        (leaf, i)
+        for leaf in leaves
+        for i, value in enumerate(leaf)
+        if isinstance(value, Tensor) and value.numel()
+    ]
     placed = arena.place([leaf[i] for leaf, i in tensors])
     for (leaf, i), tensor in zip(tensors, placed, strict=True):
         leaf[i] = tensor

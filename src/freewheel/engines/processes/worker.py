@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 import traceback
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import parent_process
@@ -18,11 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from freewheel.checkpoints.tree import Tree
 from freewheel.engines.processes.batches import Batches, batches_for
-from freewheel.engines.processes.board import Board
-from freewheel.engines.processes.delivery import Delivery, Direct, Served
+from freewheel.engines.processes.board import PAUSE, Board
+from freewheel.engines.processes.delivery import Delivery, Direct, Life, Served
+from freewheel.engines.processes.deposits import deposit, private_buffers, take_back
+from freewheel.engines.processes.journal import Journal
 from freewheel.engines.processes.mailbox import Mailbox
 from freewheel.engines.processes.messages import (
+    Deposit,
     Entry,
     Failed,
     Flush,
@@ -31,8 +36,9 @@ from freewheel.engines.processes.messages import (
     Quit,
     Ready,
     Report,
-    Row,
+    Show,
     Standing,
+    TakeBack,
     Work,
 )
 from freewheel.engines.processes.parcel import Parcel, unpacked
@@ -44,7 +50,7 @@ from freewheel.server import Receipt, Server
 from freewheel.sources import Lease, Source
 from freewheel.tasks import StepReport, Task
 
-REPORT_S = 0.1  # finished steps are told of this often
+REPORT_S = 0.1  # a worker that keeps its page of the book tells of it this often
 
 
 @dataclass
@@ -58,6 +64,7 @@ class Kit:
         server: over the shared weights and the shared state of the rule.
         source: whose batches workers fetch themselves; None where the main process sends them.
         board: counts that everybody sees.
+        journal: of finished steps.
         mailboxes: one a worker; empty where workers apply their updates themselves.
         gated: workers ask before they start a step.
         environment: variables of the main process, which may have changed since the fork server began.
@@ -69,6 +76,7 @@ class Kit:
     server: Server
     source: Source | None
     board: Board
+    journal: Journal
     mailboxes: list[Mailbox]
     gated: bool
     environment: dict[str, str]
@@ -81,10 +89,12 @@ class Place:
     Attributes:
         worker: which worker, from 0.
         cores: that it may run on; empty for all.
+        incarnation: which life of the worker, from 0.
     """
 
     worker: int
     cores: frozenset[int] = frozenset()
+    incarnation: int = 0
 
 
 def main(place: Place, connection: Connection, segments: list[int], numbers: int, parcel: Parcel) -> None:
@@ -105,7 +115,7 @@ def main(place: Place, connection: Connection, segments: list[int], numbers: int
         if place.cores:
             os.sched_setaffinity(0, place.cores)
         arena = Arena.attached(segments)
-        worker = _Worker(place.worker, line, Kit(**unpacked(parcel, arena)), numbers)
+        worker = _Worker(place, line, Kit(**unpacked(parcel, arena)), numbers)
         arena.close_descriptors()
         worker.serve()
     except BaseException as error:
@@ -116,12 +126,24 @@ def main(place: Place, connection: Connection, segments: list[int], numbers: int
 
 
 def _end_with_the_main_process() -> None:
-    """However that ends: nobody is left to train for."""
+    """However that ends: nobody is left to train for.
+
+    Its end of the pipe is not enough: a process that it has forked (a loader's, a pool's) holds that open.
+    """
     parent = parent_process()
     assert parent is not None
+    assert parent.pid is not None
+    signs = [parent.sentinel]
+    if hasattr(os, "pidfd_open"):
+        try:
+            signs.append(os.pidfd_open(parent.pid))
+        except ProcessLookupError:
+            os._exit(1)
+        except OSError:  # not on this system
+            pass
 
     def watch() -> None:
-        wait([parent.sentinel])
+        wait(signs)
         os._exit(1)
 
     threading.Thread(target=watch, name="freewheel-watch", daemon=True).start()
@@ -140,40 +162,45 @@ def _failed(error: BaseException, sequence: int) -> Failed:
 
 @final
 class _Worker:
-    def __init__(self, number: int, line: Line, kit: Kit, numbers: int) -> None:
+    def __init__(self, place: Place, line: Line, kit: Kit, numbers: int) -> None:
+        number = place.worker
         self.number, self.line, self.kit = number, line, kit
         setup = kit.equipment.setup
         _set_environment(kit.environment)
         torch.set_num_threads(setup.intra_op_threads)
         keep_large_blocks()
-        _seed(setup.seed, number)
-        self.delivery = self._delivery()
+        _seed(setup.seed, number, place.incarnation)
+        own = kit.equipment.method.exchange is not None  # whose pushes are numbered by themselves
+        self.delivery = self._delivery(Life(place.incarnation, 0 if own else kit.board.steps[number]))
         self.batches: Batches = batches_for(kit.source, kit.equipment, number, numbers, line)
-        own = kit.equipment.method.exchange is not None
         flat = kit.server.parameters.flat.clone() if own else None
         self.context = kit.equipment.context(number, kit.module, flat, self.delivery.send)
+        self.context.sequence = kit.board.steps[number]  # goes on where an earlier life ended
         self.link = None
         if flat is not None:
             local = kit.equipment.local(number, flat, lambda: pace(number, list(kit.board.steps)))
             self.link = kit.equipment.link(
                 self.context, local, kit.server.pull, self.delivery.send, self.delivery.send_now
             )
-        generator = kit.server.book.slots[number].context.generator
-        if generator is not None and number:  # those of the others would draw the same
-            generator.manual_seed((setup.seed << 20) + number)
+        slot = kit.server.book.slots[number]  # of this life only: the main process has earlier ones
+        slot.pushed, slot.released, slot.counts = 0, 0, Counter()
+        generator = slot.context.generator
+        if generator is not None and (number or place.incarnation):  # those of the others would draw the same
+            generator.manual_seed((setup.seed << 20) + (place.incarnation << 40) + number)
+        if place.incarnation:
+            self.context.generator.manual_seed((setup.seed << 20) + (place.incarnation << 40) + number)
         self.state = kit.task.init(self.context)
-        self.rows: list[Row] = []
         self.hopeless = 0
         self.reported = time.perf_counter()
         self.began = 0.0
         self.known: dict[str, Tensor] = {}  # buffers, as the main process knows them
         self.private = kit.server.parameters.private_buffers(kit.module)
 
-    def _delivery(self) -> Delivery:
+    def _delivery(self, life: Life) -> Delivery:
         kit = self.kit
         if not kit.mailboxes:
-            return Direct(kit.server)
-        return Served(self.line, kit.mailboxes[self.number], kit.gated)
+            return Direct(kit.server, life)
+        return Served(self.line, kit.mailboxes[self.number], kit.gated, life)
 
     def serve(self) -> None:
         """Does what the main process asks for until it asks to quit."""
@@ -184,17 +211,24 @@ class _Worker:
                 self._segment(order)
             elif isinstance(order, Flush):
                 self._flush(order.final)
+            elif isinstance(order, Show):
+                self.line.send(Deposit(self._deposit()))
+            elif isinstance(order, TakeBack):
+                self._take_back(order.state)
 
     def _segment(self, work: Work) -> None:
         board, batches, delivery = self.kit.board, self.batches, self.delivery
         self.began = work.began
         delivery.open()
         batches.open(work)
-        step, go = 0, delivery.may_begin()
-        while go and not board.stopping:
+        step, go = work.step, delivery.may_begin(work.asks)
+        while go:
+            if board.sign and not self._heed():
+                break
             lease = batches.take(step)
             if lease is None:
                 break
+            board.batch[self.number] = lease.number
             self._look()
             report = self.kit.task.step(self.context, lease, self.state)
             batches.done(lease)
@@ -203,6 +237,28 @@ class _Worker:
             step += 1
         self.report()
         self.line.send(Standing(self._changed_buffers()))
+
+    def _heed(self) -> bool:
+        """Stops, or waits until a checkpoint is taken; whether to go on."""
+        board = self.kit.board
+        while board.sign == PAUSE:
+            self.line.send(Deposit(self._deposit()))
+            answer = self.line.receive()
+            if not answer.go:
+                return False
+        return not board.sign
+
+    def _deposit(self) -> Tree:
+        if self.context.before_deposit is not None:
+            self.context.before_deposit()
+        buffers = private_buffers(self.context.module, self.private)
+        rules = self.kit.server.book.slots[self.number].context
+        return deposit(self.context, self.link, buffers, rules, self.hopeless)
+
+    def _take_back(self, state: Tree) -> None:
+        buffers = private_buffers(self.context.module, self.private)
+        rules = self.kit.server.book.slots[self.number].context
+        self.hopeless = take_back(state, self.context, self.link, buffers, rules)
 
     def _look(self) -> None:
         """The weights that the step computes on: a pull, or the live ones with their version."""
@@ -215,7 +271,8 @@ class _Worker:
     def _book(self, lease: Lease, report: StepReport, receipt: Receipt | None) -> None:
         context, now = self.context, time.perf_counter()
         staleness = receipt.staleness if receipt is not None else NOT_PUSHED
-        self.rows.append(
+        self.kit.journal.write(
+            self.number,
             (
                 self.number,
                 context.sequence,
@@ -224,7 +281,7 @@ class _Worker:
                 report.loss,
                 staleness,
                 now - self.began,
-            )
+            ),
         )
         context.sequence += 1
         self.kit.board.steps[self.number] = context.sequence
@@ -233,19 +290,17 @@ class _Worker:
         self.hopeless = hopeless(self.number, report.loss, self.hopeless)
 
     def report(self) -> None:
-        """Tells of the steps that were finished since the last time."""
+        """Tells what only this process knows."""
         self._publish()
         self.reported = time.perf_counter()
-        self.line.send(Report(self.rows, self._entry()))
-        self.rows = []
+        if not self.kit.mailboxes:
+            self.line.send(Report(self._entry()))
 
     def _publish(self) -> None:
         self.kit.board.processor_ns[self.number] = time.process_time_ns()
 
-    def _entry(self) -> Entry | None:
-        """This worker's page of the book, if it is kept here."""
-        if self.kit.mailboxes:
-            return None
+    def _entry(self) -> Entry:
+        """This worker's page of the book."""
         slot = self.kit.server.book.slots[self.number]
         return Entry(slot.pushed, slot.released, slot.counts)
 
@@ -278,8 +333,9 @@ def _set_environment(variables: dict[str, str]) -> None:
     os.environ.update(variables)
 
 
-def _seed(seed: int, worker: int) -> None:
-    """Seeds the generators of the process: PyTorch's, Python's and NumPy's."""
-    torch.manual_seed(seed if worker == 0 else (seed << 20) + worker)
-    random.seed((seed << 20) + worker)
-    np.random.seed((seed + worker) % 2**32)
+def _seed(seed: int, worker: int, incarnation: int) -> None:
+    """Seeds the generators of the process: PyTorch's, Python's and NumPy's. A new life draws anew."""
+    own = (seed << 20) + (incarnation << 40) + worker
+    torch.manual_seed(seed if own == seed << 20 else own)
+    random.seed(own)
+    np.random.seed((seed + worker + 7919 * incarnation) % 2**32)

@@ -1,0 +1,111 @@
+"""What becomes of a worker that has failed: replaced, or the end of the run. And who hangs."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NamedTuple, final
+
+from freewheel.engines.processes.board import Board
+from freewheel.errors import TrainingError, WorkerError
+from freewheel.job import Supervision
+
+TRIES = 3  # lives of a worker that end without a finished step, or uses of a batch: then it is no accident
+LEAST_TIMEOUT_S = 60.0
+LONGEST_STEPS = 20.0  # times the longest step so far: a step that takes longer hangs
+
+
+class Verdict(NamedTuple):
+    """What is to be done about a failure.
+
+    Attributes:
+        replace: start another process.
+        note: why not, for the error.
+    """
+
+    replace: bool
+    note: str = ""
+
+
+@final
+@dataclass
+class Supervisor:
+    """Keeps the budget of restarts.
+
+    Attributes:
+        supervision: what the user wants.
+        restarts: how many there have been.
+    """
+
+    supervision: Supervision
+    restarts: int = 0
+    _idle: Counter[int] = field(default_factory=Counter)  # lives in a row without a finished step, by worker
+    _batches: Counter[int] = field(default_factory=Counter)  # failures, by number of the batch
+
+    def judge(self, worker: int, error: BaseException, batch: int | None, finished: bool) -> Verdict:
+        """Decides.
+
+        Args:
+            worker: who has failed.
+            error: why.
+            batch: number of the one in hand; None for none.
+            finished: it has finished a step since it was started.
+        """
+        supervision = self.supervision
+        if supervision.on_error == "stop":
+            return Verdict(False)
+        if isinstance(error, TrainingError) and not isinstance(error, WorkerError):
+            return Verdict(False)  # it has diverged
+        self._idle[worker] = 0 if finished else self._idle[worker] + 1
+        if self._idle[worker] >= TRIES:
+            return Verdict(False, f"worker {worker} has failed {TRIES} times without finishing a step")
+        if batch is not None:
+            self._batches[batch] += 1
+            if self._batches[batch] >= TRIES:
+                return Verdict(False, f"batch {batch} was in hand {TRIES} times when a worker failed")
+        if self.restarts >= supervision.max_restarts:
+            return Verdict(False, f"all {supervision.max_restarts} restarts of `max_restarts` are used up")
+        self.restarts += 1
+        return Verdict(True)
+
+
+@final
+class Watch:
+    """Knows since when each worker has made no progress, by what it writes on the board.
+
+    Args:
+        board: of the run.
+        workers: how many there are.
+        timeout_s: of a step; None: much more than the longest so far.
+    """
+
+    def __init__(self, board: Board, workers: int, timeout_s: float | None) -> None:
+        self._board = board
+        self._timeout_s = timeout_s
+        self._seen: list[tuple[int, int]] = [(-1, -1)] * workers
+        self._since = [time.monotonic()] * workers
+        self._longest = 0.0
+
+    def rest(self, worker: int) -> None:
+        """The worker waits for somebody else, or has just begun: that is no step."""
+        self._seen[worker] = (-1, -1)
+        self._since[worker] = time.monotonic()
+
+    def look(self, worker: int) -> float | None:
+        """For how many seconds the worker has been in its step, if that is too long; None if it is not."""
+        now, state = time.monotonic(), (self._board.steps[worker], self._board.batch[worker])
+        if state != self._seen[worker]:
+            if self._seen[worker][0] >= 0:
+                self._longest = max(self._longest, now - self._since[worker])
+            self._seen[worker], self._since[worker] = state, now
+            return None
+        passed = now - self._since[worker]
+        return passed if passed > self.limit_s else None
+
+    @property
+    def limit_s(self) -> float:
+        """Seconds that a step may take."""
+        if self._timeout_s is not None:
+            return self._timeout_s
+        return max(LEAST_TIMEOUT_S, LONGEST_STEPS * self._longest)

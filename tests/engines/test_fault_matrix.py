@@ -1,0 +1,176 @@
+"""Every fault, on every method, at every moment: the run ends at the optimum, and the book adds up.
+
+Least squares without noise: whatever the order of the batches, and however often one is used, the weights
+that the targets were made with are the only ones with no loss.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from laws import ALL, BACKUP, KINDS
+from torch import Tensor, nn
+
+import freewheel
+from freewheel import rules, testing
+from freewheel.checkpoints.folder import CHECKPOINTS, ordered, read
+from freewheel.checkpoints.saver import Saver
+from freewheel.events import Event, Steps
+from freewheel.methods import Method
+from freewheel.testing import Fault, inject
+
+SAMPLES, BATCH, EPOCHS = 160, 8, 15
+WANTED = torch.tensor([[1.0, -2.0, 0.5, 3.0]])
+X = torch.randn(SAMPLES, 4, generator=torch.Generator().manual_seed(1))
+DATA = X, X @ WANTED.T
+START = torch.zeros(1, 4)
+
+METHODS: dict[str, Method] = {
+    "hogwild": freewheel.hogwild(0.05, 0.0),
+    "hogwild-layer": freewheel.hogwild(0.05, 0.0, granularity="layer"),
+    "hogwild-average": freewheel.hogwild(rule=rules.chain(rules.average(2), rules.sgd(0.1))),
+    "synchronous": freewheel.synchronous(0.1, 0.0),
+    "stale_synchronous": freewheel.stale_synchronous(2, 0.05, 0.0),
+    "stale_synchronous-in_flight": freewheel.stale_synchronous(2, 0.05, 0.0, in_flight=1),
+    "delay_compensated": freewheel.delay_compensated(0.05),
+    "downpour": freewheel.downpour(0.5, 2, 3),
+    "elastic_averaging": freewheel.elastic_averaging(0.05, period=3),
+    "local_sgd": freewheel.local_sgd(0.05, 4),
+    "parallel_sgd": freewheel.parallel_sgd(0.05, momentum=0.0),
+    "diloco": freewheel.diloco(4, inner=rules.sgd(0.05)),
+}
+GUARDED: dict[str, Method] = {
+    "hogwild": freewheel.hogwild(rule=rules.chain(rules.finite(), rules.clip(20.0), rules.sgd(0.05))),
+    "synchronous": freewheel.synchronous(rule=rules.chain(rules.finite(), rules.clip(20.0), rules.sgd(0.1))),
+    "stale_synchronous": freewheel.stale_synchronous(
+        2, rule=rules.chain(rules.finite(), rules.clip(20.0), rules.sgd(0.05))
+    ),
+}
+"""What bears updates that are not finite, or far too large."""
+
+MOMENTS = {"first": 0, "middle": 12}
+DURING: tuple[testing.faults.During, ...] = ("step", "push", "acknowledge")
+
+
+def _deaths() -> list[Any]:
+    """(method, fault) for everything that ends a worker."""
+    found = []
+    for name in METHODS:
+        thorough = name in ("hogwild", "synchronous", "stale_synchronous", "downpour")
+        for moment, step in MOMENTS.items():
+            for during in DURING if thorough else DURING[:2]:
+                found.append((name, testing.kill(1, step, during), f"kill {moment} {during}"))
+        found.append((name, testing.fail(1, MOMENTS["middle"], "push"), "fail middle push"))
+        if thorough:
+            found.append((name, testing.segfault(0, 5), "segfault"))
+            found.append((name, testing.leave(0, 5, 3), "leave"))
+            found.append((name, testing.hang(1, 5), "hang"))
+            found.append((name, testing.wrong_shape(1, 5), "wrong shape"))
+    return [pytest.param(name, fault, id=f"{name}: {label}") for name, fault, label in found]
+
+
+class Ran:
+    """A run with a fault, and what was heard of it."""
+
+    def __init__(self, method: Method, fault: Fault, engine: str, **more: Any) -> None:
+        self.events: list[Event] = []
+        module = nn.Linear(4, 1, bias=False)
+        with torch.no_grad():
+            module.weight.copy_(START)
+        with inject(fault) as injected:
+            self.result = freewheel.fit(
+                module,
+                DATA,
+                loss=nn.MSELoss(),
+                method=method,
+                engine=engine,
+                workers=2,
+                batch_size=BATCH,
+                epochs=EPOCHS,
+                monitors=[self.events.append],
+                **more,
+            )
+        self.injected = injected
+        self.weight: Tensor = module.weight.detach()
+
+    def check(self) -> None:
+        """The optimum, the fault, the ledger, the data; nothing is left."""
+        assert self.injected.all_fired
+        assert float((self.weight - WANTED).norm()) < 0.05 * float((START - WANTED).norm())
+        ledger = self.result.ledger
+        dropped = sum(ledger["dropped"].values())
+        assert ledger["pushed"] == ledger["applied"] + ledger["absorbed"] + ledger["pending"] + dropped
+        leases = Counter(n for event in self.events if isinstance(event, Steps) for n in event.lease)
+        assert set(leases) == set(range(EPOCHS * SAMPLES // BATCH))
+        assert not _workers()
+        assert not [name for name in os.listdir("/dev/shm") if "freewheel" in name]
+
+
+def _workers() -> list[psutil.Process]:
+    """Worker processes: children of the fork server."""
+    mine = psutil.Process()
+    return [child for child in mine.children(recursive=True) if child.ppid() != mine.pid]
+
+
+@pytest.mark.parametrize(("method", "fault"), _deaths())
+def test_a_worker_that_ends(method: str, fault: Fault) -> None:
+    ran = Ran(METHODS[method], fault, "processes", step_timeout=0.5)
+    ran.check()
+    assert ran.result.restarts == 1
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_worker_that_is_killed_during_a_checkpoint(
+    method: str, moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Saver, "is_due", lambda saver, seconds: not saver._is_writing())
+    fault = testing.kill(1, MOMENTS[moment], during="checkpoint")
+    ran = Ran(METHODS[method], fault, "processes", run_dir=tmp_path)
+    ran.check()
+    assert ran.result.restarts == 1
+    kept = ordered(tmp_path / CHECKPOINTS)
+    assert kept
+    assert not list((tmp_path / CHECKPOINTS).glob(".*"))
+    for folder in kept:
+        read(folder)  # raises an error for one that is not complete
+
+
+@pytest.mark.parametrize("engine", ["threads", "processes"])
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("method", GUARDED)
+@pytest.mark.parametrize("kind", [testing.nan, testing.garbage])
+def test_a_push_that_is_spoiled(kind: Any, method: str, moment: str, engine: str) -> None:
+    ran = Ran(GUARDED[method], kind(1, MOMENTS[moment]), engine)
+    ran.check()
+    assert ran.result.restarts == 0
+
+
+@pytest.mark.parametrize("engine", ["threads", "processes"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", [testing.duplicate, testing.stale])
+def test_a_push_that_comes_twice(kind: Any, method: str, engine: str) -> None:
+    ran = Ran(METHODS[method], kind(1, 12), engine)
+    ran.check()
+    assert ran.result.ledger["duplicates"] == 1
+
+
+@pytest.mark.parametrize("engine", ["threads", "processes"])
+@pytest.mark.parametrize("method", ["hogwild", "synchronous", "stale_synchronous"])
+def test_a_worker_that_is_slow(method: str, engine: str) -> None:
+    Ran(METHODS[method], testing.hang(1, 5, seconds=0.3), engine).check()
+
+
+def test_the_matrix_has_a_method_of_each_structure(tmp_path: Path) -> None:
+    structures = {(m.rounds, m.gate.open, m.exchange is None, m.leases) for m in METHODS.values()}
+    assert structures >= {
+        (m.rounds, m.gate.open, m.exchange is None, m.leases)
+        for name, m in ALL.items()
+        if name in KINDS and name not in BACKUP
+    }

@@ -1,0 +1,338 @@
+"""Workers in processes that fail are replaced, and the run goes on as if little had happened."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from laws import ALL, BACKUP, SAMPLES, blobs, network
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import freewheel
+from freewheel.engines.processes import supervisor
+from freewheel.errors import ConfigurationError, WorkerError
+from freewheel.events import Event, Steps, WorkerFailed, WorkerRestarted
+from freewheel.methods import Method
+
+BATCH, EPOCHS = 8, 2
+PATIENCE_S = 60.0  # against hanging only
+
+
+def raises() -> None:
+    raise ZeroDivisionError("of my own")
+
+
+DEATHS: dict[str, Callable[[], object]] = {
+    "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "segmentation fault": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+    "exit": lambda: os._exit(3),
+    "exception": raises,
+    "exit that can be caught": lambda: sys.exit(4),
+}
+
+
+def name() -> str:
+    """The name of the worker's process; of the main process, which makes checks, another."""
+    return multiprocessing.current_process().name
+
+
+def first_time(path: Path) -> bool:
+    """Whether nobody has been here before, in whatever process."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+def loss_of(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return nn.functional.cross_entropy(module(batch[0]), batch[1])
+
+
+Step = Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]
+
+
+def failing(folder: Path, how: Callable[[], object], at: int = 3, worker: int = 1, times: int = 1) -> Step:
+    """A step that fails so many times in one worker, each time in the step with this number of a life."""
+    steps = iter(range(10**6))
+
+    def step(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        it_is_time = name() == f"freewheel-{worker}" and next(steps) == at
+        if it_is_time and any(first_time(folder / f"{worker}-{number}") for number in range(times)):
+            how()
+        return loss_of(module, batch)
+
+    return step
+
+
+class Run:
+    """A run and what was heard of it."""
+
+    def __init__(self, step: Step | None, method: Method | str = "hogwild", **arguments: Any) -> None:
+        self.events: list[Event] = []
+        settings = {"workers": 2, "batch_size": BATCH, "epochs": EPOCHS, **arguments}
+        data = settings.pop("data", blobs())
+        if step is None:
+            settings["loss"] = nn.CrossEntropyLoss()
+        else:
+            settings["step"] = step
+        self.result = freewheel.fit(
+            settings.pop("model", network()),
+            data,
+            method=ALL.get(method, method) if isinstance(method, str) else method,
+            engine="processes",
+            monitors=[self.events.append],
+            **settings,
+        )
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    @property
+    def leases(self) -> Counter[int]:
+        return Counter(number for event in self.of(Steps) for number in event.lease)
+
+    def check_complete(self, restarts: int = 1) -> None:
+        """Every batch was used, the book adds up, and the failures were told of."""
+        planned = EPOCHS * SAMPLES // BATCH
+        assert set(self.leases) == set(range(planned))
+        assert self.result.samples >= EPOCHS * SAMPLES
+        ledger = self.result.ledger
+        dropped = sum(ledger["dropped"].values())
+        assert ledger["pushed"] == ledger["applied"] + ledger["absorbed"] + ledger["pending"] + dropped
+        assert len(self.of(WorkerFailed)) == len(self.of(WorkerRestarted)) == restarts
+        assert all(event.replaced for event in self.of(WorkerFailed))
+        assert self.result.reason == "epochs"
+        steps = [
+            (w, s) for event in self.of(Steps) for w, s in zip(event.worker, event.sequence, strict=True)
+        ]
+        assert len(steps) == len(set(steps))
+
+
+@pytest.mark.parametrize("method", ["hogwild", "synchronous", "stale_synchronous", "hogwild-average"])
+@pytest.mark.parametrize("death", DEATHS)
+def test_a_worker_that_dies_is_replaced(death: str, method: str, tmp_path: Path) -> None:
+    run = Run(failing(tmp_path, DEATHS[death]), method)
+    run.check_complete()
+    [failed] = run.of(WorkerFailed)
+    assert (failed.worker, failed.sequence) == (1, 3)
+    [restarted] = run.of(WorkerRestarted)
+    assert (restarted.worker, restarted.incarnation) == (1, 1)
+    workers = {worker for event in run.of(Steps) for worker in event.worker}
+    assert workers == {0, 1}
+
+
+@pytest.mark.parametrize("method", [name for name in ALL if name not in BACKUP])
+def test_every_method_bears_a_death(method: str, tmp_path: Path) -> None:
+    Run(failing(tmp_path, DEATHS["killed"]), method).check_complete()
+
+
+@pytest.mark.parametrize("method", ["hogwild", "synchronous", "stale_synchronous", "downpour", "local_sgd"])
+@pytest.mark.parametrize("at", [0, 12])
+def test_a_death_in_the_first_step_and_later(at: int, method: str, tmp_path: Path) -> None:
+    Run(failing(tmp_path, DEATHS["killed"], at=at), method).check_complete()
+
+
+@pytest.mark.parametrize("method", ["hogwild", "synchronous", "stale_synchronous", "synchronous-backup"])
+def test_both_workers_may_die(method: str, tmp_path: Path) -> None:
+    first, second = (failing(tmp_path, DEATHS["killed"], worker=worker) for worker in (0, 1))
+
+    def step(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        first(module, batch)
+        return second(module, batch)
+
+    Run(step, method).check_complete(restarts=2)
+
+
+@pytest.mark.parametrize("method", ["hogwild", "synchronous", "stale_synchronous"])
+def test_a_single_worker_may_die_repeatedly(method: str, tmp_path: Path) -> None:
+    run = Run(failing(tmp_path, DEATHS["killed"], worker=0, times=4), method, workers=1)
+    run.check_complete(restarts=4)
+    assert [event.incarnation for event in run.of(WorkerRestarted)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("method", ["hogwild", "synchronous", "stale_synchronous"])
+def test_batches_of_a_stream_are_sent_again(method: str, tmp_path: Path) -> None:
+    pairs: Any = list(zip(*blobs(), strict=True))
+    loader: DataLoader[Any] = DataLoader(pairs, BATCH, num_workers=0, sampler=range(SAMPLES))
+    Run(failing(tmp_path, DEATHS["killed"]), method, data=loader).check_complete()
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.cell, self.head = nn.Embedding(5, 4), nn.GRU(4, 8, batch_first=True), nn.Linear(8, 5)
+
+    def forward(self, tokens: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+        states, hidden = self.cell(self.embed(tokens), hidden)
+        return self.head(states), hidden
+
+
+@pytest.mark.parametrize("method", ["hogwild", "synchronous"])
+def test_a_recurrent_model_goes_on_with_the_state_of_its_stream(method: str, tmp_path: Path) -> None:
+    steps = iter(range(10**6))
+
+    def loss(prediction: Tensor, target: Tensor) -> Tensor:
+        if name() == "freewheel-1" and next(steps) == 3 and first_time(tmp_path / "dead"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return nn.functional.cross_entropy(prediction, target)
+
+    tokens = torch.randint(5, (2001,), generator=torch.Generator().manual_seed(0))
+    events: list[Event] = []
+    result = freewheel.fit(
+        Recurrent(),
+        tokens,
+        loss=loss,
+        bptt=10,
+        batch_size=5,
+        method=ALL[method],
+        engine="processes",
+        workers=2,
+        epochs=2,
+        monitors=[events.append],
+    )
+    numbers = [number for event in events if isinstance(event, Steps) for number in event.lease]
+    assert sorted(numbers) == list(range(len(numbers)))
+    assert result.reason == "epochs"
+    assert sum(isinstance(event, WorkerRestarted) for event in events) == 1
+
+
+# --- hanging ---
+
+
+@pytest.mark.parametrize("method", ["hogwild", "synchronous", "stale_synchronous"])
+def test_a_worker_that_hangs_is_killed_and_replaced(method: str, tmp_path: Path) -> None:
+    run = Run(failing(tmp_path, lambda: time.sleep(PATIENCE_S)), method, step_timeout=0.5)
+    run.check_complete()
+    [failed] = run.of(WorkerFailed)
+    assert "TimeoutError: it had not finished its step for 0.5" in failed.error
+    assert run.result.wall_seconds < PATIENCE_S
+
+
+def test_a_worker_that_is_stopped_by_a_signal_is_replaced(tmp_path: Path) -> None:
+    stops = failing(tmp_path, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    Run(stops, step_timeout=0.5).check_complete()
+
+
+def test_waiting_for_others_is_no_hanging(tmp_path: Path) -> None:
+    slow = failing(tmp_path, lambda: time.sleep(1.2), at=2)
+    run = Run(slow, "synchronous", step_timeout=2.0)
+    run.check_complete(restarts=0)
+
+
+def test_how_long_a_step_may_take_follows_the_longest_so_far() -> None:
+    from freewheel.engines.processes.board import Board
+    from freewheel.engines.processes.shared import Arena
+
+    arena = Arena()
+    try:
+        watch = supervisor.Watch(Board.within(arena, 1, 1), 1, None)
+        assert watch.limit_s == 60.0
+        watch._longest = 10.0
+        assert watch.limit_s == 200.0
+    finally:
+        arena.close()
+
+
+# --- the end of patience ---
+
+
+def test_an_error_that_every_attempt_repeats_ends_the_run() -> None:
+    def step(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        if name() == "freewheel-1":
+            raise ZeroDivisionError("always")
+        time.sleep(0.01)
+        return loss_of(module, batch)
+
+    with pytest.raises(WorkerError, match=r"worker 1 failed in its step 0: .*always") as caught:
+        Run(step, epochs=10**4)
+    [note] = caught.value.__notes__
+    assert "worker 1 has failed 3 times without finishing a step" in note
+
+
+def test_a_batch_that_no_worker_bears_ends_the_run() -> None:
+    inputs, targets = blobs()
+    inputs[17] = 1234.0
+
+    def step(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        if name().startswith("freewheel-") and (batch[0] == 1234.0).any():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return loss_of(module, batch)
+
+    with pytest.raises(WorkerError, match="SIGKILL") as caught:
+        Run(step, data=(inputs, targets), workers=1)
+    [note] = caught.value.__notes__
+    assert "3 times" in note
+
+
+def test_the_budget_of_restarts_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match="SIGKILL") as caught:
+        Run(failing(tmp_path, DEATHS["killed"], times=99), max_restarts=2, epochs=100)
+    [note] = caught.value.__notes__
+    assert "all 2 restarts of `max_restarts` are used up" in note
+
+
+def test_on_error_stop_replaces_nobody(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match="SIGKILL"):
+        Run(failing(tmp_path, DEATHS["killed"]), on_error="stop")
+
+
+def test_a_run_whose_time_is_up_needs_no_replacement(tmp_path: Path) -> None:
+    run = Run(failing(tmp_path, DEATHS["killed"], at=50), max_seconds=1.0, epochs=None)
+    assert run.result.reason == "max_seconds"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"on_error": "ignore"}, "`on_error` must be 'restart' or 'stop', got 'ignore'"),
+        ({"on_error": "restart", "engine": "threads"}, "`on_error`='restart' replaces worker processes"),
+        ({"max_restarts": -1}, "`max_restarts` must be a whole number >= 0, got -1"),
+        ({"step_timeout": 0}, "`step_timeout` must be a number of seconds > 0, got 0"),
+    ],
+)
+def test_nonsense_is_refused(arguments: dict[str, Any], message: str) -> None:
+    settings = {"engine": "processes", "workers": 2, **arguments}
+    with pytest.raises(ConfigurationError, match=message):
+        freewheel.fit(network(), blobs(), loss=nn.CrossEntropyLoss(), **settings)
+
+
+# --- the result ---
+
+
+@pytest.mark.parametrize("method", ["hogwild", "synchronous", "stale_synchronous"])
+def test_the_optimum_is_reached_in_spite_of_deaths(method: str, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(SAMPLES, 4, generator=generator)
+    wanted = torch.tensor([[1.0, -2.0, 0.5, 3.0]])
+    step = failing(tmp_path, DEATHS["killed"], at=20, times=3)
+
+    def squares(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        if name().startswith("freewheel-"):
+            step(nn.Linear(4, 3), (batch[0], torch.zeros(len(batch[0]), dtype=torch.long)))
+        return nn.functional.mse_loss(module(batch[0]), batch[1])
+
+    maker = {"hogwild": freewheel.hogwild, "synchronous": freewheel.synchronous}.get(
+        method, freewheel.stale_synchronous
+    )
+    run = Run(
+        squares,
+        maker(lr=0.05, momentum=0.0),
+        model=nn.Linear(4, 1),
+        data=(inputs, inputs @ wanted.T),
+        epochs=20,
+    )
+    weight = run.result.module.weight
+    assert isinstance(weight, Tensor)
+    assert torch.allclose(weight.detach(), wanted, atol=1e-3)
+    assert len(run.of(WorkerRestarted)) == 3

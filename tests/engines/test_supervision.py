@@ -82,6 +82,7 @@ class Run:
         self.events: list[Event] = []
         settings = {"workers": 2, "batch_size": BATCH, "epochs": EPOCHS, **arguments}
         data = settings.pop("data", blobs())
+        others = [settings.pop("monitor")] if "monitor" in settings else []
         if step is None:
             settings["loss"] = nn.CrossEntropyLoss()
         else:
@@ -91,7 +92,7 @@ class Run:
             data,
             method=ALL.get(method, method) if isinstance(method, str) else method,
             engine="processes",
-            monitors=[self.events.append],
+            monitors=[self.events.append, *others],
             **settings,
         )
 
@@ -228,6 +229,69 @@ def test_waiting_for_others_is_no_hanging(tmp_path: Path) -> None:
     slow = failing(tmp_path, lambda: time.sleep(1.2), at=2)
     run = Run(slow, "synchronous", step_timeout=2.0)
     run.check_complete(restarts=0)
+
+
+@pytest.mark.parametrize("method", ["synchronous", "stale_synchronous"])
+def test_time_in_which_the_main_process_was_away_does_not_count(method: str) -> None:
+    """Workers have waited for its answer meanwhile."""
+
+    def step(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        time.sleep(0.02)
+        return loss_of(module, batch)
+
+    class Slow:
+        slept = False
+
+        def __call__(self, event: Event) -> None:
+            if isinstance(event, Steps) and not self.slept:
+                self.slept = True
+                time.sleep(1.5)
+
+    slow = Slow()
+    run = Run(step, method, step_timeout=0.6, monitor=slow)
+    assert slow.slept
+    run.check_complete(restarts=0)
+
+
+def test_the_watch_counts_only_time_in_which_it_looked(monkeypatch: pytest.MonkeyPatch) -> None:
+    from freewheel.engines.processes.board import Board
+    from freewheel.engines.processes.shared import Arena
+
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    arena = Arena()
+    try:
+        watch = supervisor.Watch(Board.within(arena, 1, 1), 1, 1.0)
+        for now in (100.0, 100.1, 170.0, 170.1, 170.2):  # noqa: B007  (read by the clock above)
+            watch.begin()
+            assert watch.look(0) is None
+        for now in (170.4, 170.6, 170.8, 171.0):  # noqa: B007
+            watch.begin()
+        assert watch.look(0) == pytest.approx(1.2, abs=0.2)
+    finally:
+        arena.close()
+
+
+def test_a_worker_that_hangs_while_it_settles_is_replaced(tmp_path: Path) -> None:
+    from freewheel.engines.processes import worker as module
+
+    before = module._Worker._flush
+
+    def flush(self: Any, final: bool) -> None:
+        if self.number == 1 and first_time(tmp_path / "hung"):
+            time.sleep(PATIENCE_S)
+        before(self, final)
+
+    def step(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        if name().startswith("freewheel-"):
+            module._Worker._flush = flush  # type: ignore[method-assign]
+        return loss_of(model, batch)
+
+    run = Run(step, "local_sgd", step_timeout=0.5)
+    assert run.result.wall_seconds < PATIENCE_S
+    [failed] = run.of(WorkerFailed)
+    assert failed.worker == 1
+    assert "TimeoutError" in failed.error
 
 
 def test_how_long_a_step_may_take_follows_the_longest_so_far() -> None:

@@ -535,9 +535,10 @@ class Crew:
 
     def _look_for_hanging(self) -> None:
         """Kills workers that have been in one step for too long; their death is heard of soon."""
+        self.watch.begin()
+        resting = (self.standing - self.awaited) | self.gone | self.starting
         for member in self.members:
             worker = member.worker
-            resting = self.standing | self.gone | self.starting
             if worker in resting or self.desk.waits(worker):
                 self.watch.rest(worker)
                 continue
@@ -564,9 +565,11 @@ class Crew:
         if worker in self.starting or worker in self.gone:
             return False
         self.awaited.add(worker)
+        self.watch.rest(worker)
         self._send(self.members[worker], Flush(final))
         while worker not in self.flushed:
             self._listen(POLL_S)
+            self._look_for_hanging()
         self.awaited.discard(worker)
         return self.flushed.pop(worker)
 

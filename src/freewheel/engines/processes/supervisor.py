@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from freewheel.job import Supervision
 TRIES = 3  # lives of a worker that end without a finished step, or uses of a batch: then it is no accident
 LEAST_TIMEOUT_S = 60.0
 LONGEST_STEPS = 20.0  # times the longest step so far: a step that takes longer hangs
+GLANCE_S = 0.2  # the main process looks more often than this, unless it is busy or stopped itself
 
 
 class Verdict(NamedTuple):
@@ -86,6 +88,19 @@ class Watch:
         self._seen: list[tuple[int, int]] = [(-1, -1)] * workers
         self._since = [time.monotonic()] * workers
         self._longest = 0.0
+        self._looked = math.inf
+
+    def begin(self) -> None:
+        """Looks up, before each worker is looked at.
+
+        While the main process was away (a slow monitor or loader, Ctrl-Z) workers may have waited for its
+        answer, and it has not seen what they did: that time does not count against them.
+        """
+        now = time.monotonic()
+        away = now - self._looked - GLANCE_S
+        if away > 0:
+            self._since = [min(now, since + away) for since in self._since]
+        self._looked = now
 
     def rest(self, worker: int) -> None:
         """The worker waits for somebody else, or has just begun: that is no step."""

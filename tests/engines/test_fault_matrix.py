@@ -54,6 +54,10 @@ GUARDED: dict[str, Method] = {
 }
 """What bears updates that are not finite, or far too large."""
 
+PUSHES = {**dict.fromkeys(METHODS, 12), "local_sgd": 11, "diloco": 11}
+"""A step in the middle that ends in a push."""
+del PUSHES["parallel_sgd"]  # which pushes when the run is over, when no step is under way
+
 MOMENTS = {"first": 0, "middle": 12}
 DURING: tuple[testing.faults.During, ...] = ("step", "push", "acknowledge")
 
@@ -153,10 +157,10 @@ def test_a_push_that_is_spoiled(kind: Any, method: str, moment: str, engine: str
 
 
 @pytest.mark.parametrize("engine", ["threads", "processes"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PUSHES)
 @pytest.mark.parametrize("kind", [testing.duplicate, testing.stale])
 def test_a_push_that_comes_twice(kind: Any, method: str, engine: str) -> None:
-    ran = Ran(METHODS[method], kind(1, 12), engine)
+    ran = Ran(METHODS[method], kind(1, PUSHES[method]), engine)
     ran.check()
     assert ran.result.ledger["duplicates"] == 1
 

@@ -25,6 +25,7 @@ from freewheel.checkpoints.folder import newest
 from freewheel.events import CheckpointWritten, Event, Tick, WorkerFailed, WorkerRestarted
 
 PATIENCE_S = 60.0  # only against hanging
+GRACE_S = 2.0  # for processes that watch the main one, and see that it has ended
 LONGEST_S = 600.0  # a training that nobody preempts ends by itself
 
 
@@ -155,8 +156,24 @@ def preempted(settings: Settings) -> Values:
         "seconds": seconds,
         "steps": int(checkpoint.folder.name),
         "bytes": size,
-        "left": sum(process.is_running() for process in psutil.wait_procs(others, timeout=1.0)[1]),
+        "left": _left(others),
     }
+
+
+def _left(processes: list[psutil.Process]) -> int:
+    """How many are there yet, when they have had a moment to notice."""
+    until = time.monotonic() + GRACE_S
+    while (count := sum(map(_lives, processes))) and time.monotonic() < until:
+        time.sleep(0.05)
+    return count
+
+
+def _lives(process: psutil.Process) -> bool:
+    """It has not ended; one that has, and that nobody has asked after, uses nothing but its number."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _training(settings: Settings, run: Path) -> subprocess.Popen[str]:

@@ -137,7 +137,7 @@ def test_nothing_is_left_of_the_notes(tmp_path: Path, monkeypatch: pytest.Monkey
     [
         (lambda: testing.kill(-1, 0), "`worker` must be a whole number >= 0, got -1"),
         (lambda: testing.kill(0, -2), "`step` must be a whole number >= 0, got -2"),
-        (lambda: testing.kill(0, 0, during="lunch"), "`during` must be 'step', 'push' or 'acknowledge'"),  # type: ignore[arg-type]
+        (lambda: testing.kill(0, 0, during="lunch"), "`during` must be one of step, push"),  # type: ignore[arg-type]
         (lambda: testing.hang(0, 0, seconds=-1.0), "`seconds` must be >= 0, got -1.0"),
         (lambda: testing.storm(0.0), "`every_s` must be seconds > 0, got 0.0"),
         (lambda: testing.storm(1.0, ("rain",)), "`kinds` must be some of kill, segfault"),
@@ -154,6 +154,7 @@ def test_nonsense_is_refused(make: Any, message: str) -> None:
     [
         (testing.kill(0, 1), "threads", "ends the process of a worker, but `engine` is 'threads'"),
         (testing.storm(1.0), "serial", "ends the process of a worker, but `engine` is 'serial'"),
+        (testing.fail(0, 1, during="checkpoint"), "threads", "thread reads it; use engine='processes'"),
         (testing.fail(2, 1), "threads", "names a worker that the run does not have: it has 2"),
         (testing.fail(0, 1), "simulated", r"give freewheel.Simulated\(faults="),
     ],

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 import freewheel
 from freewheel import rules, testing
+from freewheel.checkpoints.folder import CHECKPOINTS, ordered, read
+from freewheel.checkpoints.saver import Saver
 from freewheel.events import Event, Steps
 from freewheel.methods import Method
 from freewheel.testing import Fault, inject
@@ -37,7 +39,7 @@ METHODS: dict[str, Method] = {
     "stale_synchronous": freewheel.stale_synchronous(2, 0.05, 0.0),
     "stale_synchronous-in_flight": freewheel.stale_synchronous(2, 0.05, 0.0, in_flight=1),
     "delay_compensated": freewheel.delay_compensated(0.05),
-    "downpour": freewheel.downpour(0.05, 2, 3),
+    "downpour": freewheel.downpour(0.5, 2, 3),
     "elastic_averaging": freewheel.elastic_averaging(0.05, period=3),
     "local_sgd": freewheel.local_sgd(0.05, 4),
     "parallel_sgd": freewheel.parallel_sgd(0.05, momentum=0.0),
@@ -121,6 +123,23 @@ def test_a_worker_that_ends(method: str, fault: Fault) -> None:
     ran = Ran(METHODS[method], fault, "processes", step_timeout=0.5)
     ran.check()
     assert ran.result.restarts == 1
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_worker_that_is_killed_during_a_checkpoint(
+    method: str, moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Saver, "is_due", lambda saver, seconds: not saver._is_writing())
+    fault = testing.kill(1, MOMENTS[moment], during="checkpoint")
+    ran = Ran(METHODS[method], fault, "processes", run_dir=tmp_path)
+    ran.check()
+    assert ran.result.restarts == 1
+    kept = ordered(tmp_path / CHECKPOINTS)
+    assert kept
+    assert not list((tmp_path / CHECKPOINTS).glob(".*"))
+    for folder in kept:
+        read(folder)  # raises an error for one that is not complete
 
 
 @pytest.mark.parametrize("engine", ["threads", "processes"])

@@ -46,6 +46,7 @@ class WorkerContext:
         sequence: number of the step under way, from 0.
         samples: examples of the step under way; a task sets it before it pushes.
         receipt: what became of the last push; None while it has not been delivered.
+        before_deposit: called before a worker process hands over its state for a checkpoint, if given.
     """
 
     worker: int
@@ -61,6 +62,7 @@ class WorkerContext:
     sequence: int = 0
     samples: int = 0
     receipt: Receipt | None = None
+    before_deposit: Callable[[], object] | None = None
 
     def push(self, update: Update) -> None:
         """Hands an update to the server, which owns its gradients from then on."""

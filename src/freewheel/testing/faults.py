@@ -14,8 +14,10 @@ import torch
 from freewheel.errors import ConfigurationError
 from freewheel.update import Update
 
-During = Literal["step", "push", "acknowledge"]
-"""Before the step computes; when its gradient is about to be pushed; when it has been, and nobody knows."""
+During = Literal["step", "push", "acknowledge", "checkpoint"]
+"""Before the step computes; when its gradient is about to be pushed; when it has been, and nobody knows; when
+the worker hands over what it holds for itself, for a checkpoint."""
+DURING: tuple[During, ...] = ("step", "push", "acknowledge", "checkpoint")
 
 Send = Callable[[Update], object]
 """Delivers an update, as the worker's context would."""
@@ -50,8 +52,8 @@ class Fault:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise ConfigurationError(f"`{name}` must be a whole number >= 0, got {value!r}")
-        if self.during not in ("step", "push", "acknowledge"):
-            raise ConfigurationError(f"`during` must be 'step', 'push' or 'acknowledge', got {self.during!r}")
+        if self.during not in DURING:
+            raise ConfigurationError(f"`during` must be one of {', '.join(DURING)}, got {self.during!r}")
         if not self.seconds >= 0:
             raise ConfigurationError(f"`seconds` must be >= 0, got {self.seconds!r}")
 
@@ -82,7 +84,9 @@ def kill(worker: int, step: int, during: During = "step") -> Fault:
         worker: whose, from 0.
         step: which of its steps, from 0.
         during: "step", before it computes; "push", when its gradient is about to be pushed; "acknowledge",
-            when that has been applied, and the worker has told nobody yet.
+            when that has been applied, and the worker has told nobody yet; "checkpoint", when the worker
+            hands over what it holds for itself, for the first checkpoint after so many of its steps (on
+            processes only).
 
     Example:
         >>> str(kill(worker=1, step=5, during="push"))

@@ -163,6 +163,11 @@ def _check(fault: Fault, engine: str, workers: int) -> None:
             f"{fault} ends the process of a worker, but `engine` is {engine!r}, where workers have none of"
             " their own; use engine='processes', or fail()"
         )
+    if fault.during == "checkpoint" and engine != "processes":
+        raise ConfigurationError(
+            f"{fault} happens when a worker hands over its state, but with `engine` {engine!r} the main"
+            " thread reads it; use engine='processes'"
+        )
 
 
 @dataclass(frozen=True)
@@ -175,15 +180,32 @@ class _Plan:
     workers: int
     began: float
 
+    @property
+    def in_checkpoints(self) -> bool:
+        """Whether anything is to happen in a checkpoint."""
+        return any(fault.during == "checkpoint" for fault in self.faults)
+
     def due(self, worker: int, step: int) -> list[Fault]:
         """What is to happen in this step, whether it has happened before or not."""
-        found = [fault for fault in self.faults if (fault.worker, fault.step) == (worker, step)]
+        found = [
+            fault
+            for fault in self.faults
+            if fault.during != "checkpoint" and (fault.worker, fault.step) == (worker, step)
+        ]
         for one in self.storms:
             number = int((time.time() - self.began) / one.every_s)
             drawn = one.draw(number, self.workers)
             if number and drawn.worker == worker:
                 found.append(drawn.at(worker, step))
         return found
+
+    def due_in_checkpoint(self, worker: int, steps: int) -> list[Fault]:
+        """What is to happen in the first checkpoint after so many steps of the worker."""
+        return [
+            fault
+            for fault in self.faults
+            if fault.during == "checkpoint" and fault.worker == worker and fault.step <= steps
+        ]
 
     def claim(self, fault: Fault) -> bool:
         """Whether the fault happens now, for the first time."""
@@ -224,6 +246,8 @@ class _Faulty:
             context.deliver = partial(self._deliver, context, context.deliver)
         else:
             context.deliver = partial(self._deliver, context, partial(self._repeat, context, context.deliver))
+        if self.plan.in_checkpoints:
+            context.before_deposit = partial(self._deposit, context)
         return self.task.init(context)
 
     def step(self, context: WorkerContext, lease: Lease, state: Any) -> StepReport:
@@ -238,6 +262,12 @@ class _Faulty:
     def _happen(self, context: WorkerContext, during: str) -> None:
         for fault in self.plan.due(context.worker, context.sequence):
             if not fault.changes_the_push and fault.during == during and self.plan.claim(fault):
+                happen(fault)
+
+    def _deposit(self, context: WorkerContext) -> None:
+        """The worker is about to hand over what it holds for itself."""
+        for fault in self.plan.due_in_checkpoint(context.worker, context.sequence):
+            if self.plan.claim(fault):
                 happen(fault)
 
     def _deliver(

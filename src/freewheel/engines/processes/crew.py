@@ -596,6 +596,7 @@ class Crew:
                 if ends is None:
                     raise
                 self.desk.dismiss()
+        self._collect()
         self.session.stop_clock()
         self.under_way = False
 

@@ -59,14 +59,20 @@ class Desk:
         self._received: dict[int, tuple[int, Receipt]] = {}  # the last step that was pushed, and its receipt
         self._stopping = False
         self.paused: set[int] = set()  # who waits for a checkpoint to be taken
+        self._pausing = False  # a checkpoint is to be taken
 
     def pause(self) -> None:
-        """A checkpoint is to be taken: who waits to start a step is let go, to deposit what it holds."""
-        for worker in list(self._waiting):
-            self._send(worker, Answer(self._waiting.pop(worker), True))
+        """A checkpoint is to be taken: who waits to start a step is let go, to deposit what it holds.
+
+        So is who comes to wait meanwhile. A worker that is replaced after its step may have to wait for one
+        that stands still before it, and neither would ever go on.
+        """
+        self._pausing = True
+        self._release()
 
     def go_on(self) -> None:
         """The checkpoint is taken, or given up: who may start a step does."""
+        self._pausing = False
         for worker in self.paused:
             self._waiting[worker] = None
         self.paused.clear()
@@ -167,9 +173,9 @@ class Desk:
         self._release()
 
     def _release(self) -> None:
-        """Lets those go who may start."""
+        """Lets those go who may start, or are to deposit what they hold."""
         for worker in list(self._waiting):
-            if self._stopping or self.session.may_start(worker, self._progress):
+            if self._stopping or self._pausing or self.session.may_start(worker, self._progress):
                 self._send(worker, Answer(self._waiting.pop(worker), not self._stopping))
 
     # --- batches ---

@@ -1,6 +1,6 @@
 """Runs the benchmarks and writes a summary: ``python -m benchmarks [--quick] [NAME ...]``.
 
-All of them take about an hour and a half on two cores that do nothing else; ``--quick`` takes a few minutes.
+All of them take about two hours on two cores that do nothing else; ``--quick`` takes a few minutes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ NAMES = (
     "memory",
     "overhead",
     "scaling",
+    "processes",
     "calibration",
     "accuracy",
     "time_to_accuracy",

@@ -86,11 +86,16 @@ def plain_loop(
                 return Run(samples, seconds, total / steps)
 
 
-def fit_loop(data: Pair, settings: Settings, **stop: float) -> tuple[freewheel.Result, float]:
+def fit_loop(data: Pair, settings: Settings, **further: Any) -> tuple[freewheel.Result, float]:
     """``freewheel.fit`` on a new model; returns its result and the seconds before and after training.
 
     Learning rate and momentum are those of the plain loop, also where Hogwild! would choose a lower momentum:
     a step is then the same work.
+
+    Args:
+        data: to train on.
+        settings: of the contestant; "momentum": None leaves that to the method.
+        further: arguments of ``fit``, such as where it ends.
     """
     model = workloads.build(settings["model"], settings["seed"])
     began = time.perf_counter()
@@ -105,7 +110,7 @@ def fit_loop(data: Pair, settings: Settings, **stop: float) -> tuple[freewheel.R
         batch_size=settings["batch_size"],
         channels_last=settings.get("channels_last", "auto"),
         seed=settings["seed"],
-        **stop,  # type: ignore[arg-type]  # only max_samples or max_seconds
+        **further,
     )
     return result, time.perf_counter() - began - result.seconds
 
@@ -265,6 +270,11 @@ CONTESTANTS: dict[str, str | Callable[[Settings], Values]] = {
     "overhead": "benchmarks.simulated_runs:overhead",
     "apply": "benchmarks.simulated_runs:apply",
     "agreement": "benchmarks.calibration_probes:agreement",
+    "checkpointed": "benchmarks.process_probes:checkpointed",
+    "deaths": "benchmarks.process_probes:deaths",
+    "preempted": "benchmarks.process_probes:preempted",
+    "until_preempted": "benchmarks.process_probes:until_preempted",
+    "first_step": "benchmarks.process_probes:first_step",
     "soak": "benchmarks.soak_runs:soak",
     "samples_to_target": "benchmarks.calibration_probes:samples_to_target",
 }

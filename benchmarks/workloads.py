@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import freewheel
+from freewheel import rules
 from freewheel.data import Images
 from freewheel.recipes import models
 
@@ -66,8 +67,19 @@ def method(settings: Mapping[str, Any]) -> freewheel.Method:
 
     Settings that are left out take the library's defaults, momentum too.
     """
-    makers = {"hogwild": freewheel.hogwild, "synchronous": freewheel.synchronous}
+    makers: dict[str, Callable[..., freewheel.Method]] = {
+        "hogwild": freewheel.hogwild,
+        "synchronous": freewheel.synchronous,
+        "stale_synchronous": freewheel.stale_synchronous,
+        "downpour": _downpour,
+    }
     options = {
         name: settings[name] for name in ("lr", "momentum", "granularity") if settings.get(name) is not None
     }
     return makers[settings.get("method", "hogwild")](**options)
+
+
+def _downpour(lr: float, momentum: float | None = None) -> freewheel.Method:
+    """Pushes and fetches at every step, and the server does what Hogwild! does; without momentum, Adagrad."""
+    server = None if momentum is None else rules.sgd(lr, momentum)
+    return freewheel.downpour(lr, push_every=1, pull_every=1, server=server)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +67,22 @@ def test_a_short_run_is_over_before_processes_have_started() -> None:
     engine, reason = by_rates(job(epochs=2), rates(0.5))
     assert isinstance(engine, Threads)
     assert reason.endswith("the run is too short for processes to start")
+
+
+def test_processes_start_sooner_when_the_program_has_had_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = []
+    for prepared in (False, True):
+        monkeypatch.setattr(auto, "_prepared", lambda prepared=prepared: prepared)
+        kinds.append(type(chosen(job(epochs=10), lambda job: rates(0.5)).engine))
+    assert kinds == [Threads, Processes]
+
+
+def test_a_program_that_has_trained_on_processes_is_prepared() -> None:
+    done = "import freewheel, torch\nfrom freewheel.engines.auto import _prepared\nbefore = _prepared()\n"
+    done += "freewheel.fit(torch.nn.Linear(2, 2), (torch.ones(4, 2), torch.zeros(4).long()), workers=1,"
+    done += " loss=torch.nn.CrossEntropyLoss(), engine='processes')\nprint(before, _prepared())"
+    run = subprocess.run([sys.executable, "-c", done], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["False", "True"]
 
 
 @pytest.mark.parametrize(("seconds", "kind"), [(2.0, Threads), (60.0, Processes)])

@@ -32,7 +32,8 @@ from freewheel.sources import Indexed, Source
 
 PROBE_S = 0.12  # of training in each of the measurements
 ROUNDS = 3  # of them; the median counts
-START_S = 3.0  # until the first worker processes of a program are there
+FIRST_START_S = 3.0  # until the first worker processes of a program are there
+START_S = 0.05  # those of later runs; both without what each worker takes
 START_EACH_S = 0.1
 SERVED_S = 2e-4  # of a step whose update the main process applies, more than on threads
 SCALING = 0.9  # of processes: what several have of several times one, for they share caches and memory
@@ -104,16 +105,28 @@ def chosen(job: Job, measure: Measure | None = None) -> Choice:
         Processes().check(job)
     except ConfigurationError as error:
         return Choice(Threads(), f"processes cannot run this: {str(error).partition(';')[0]}")
-    return by_rates(job, (measure or measured)(job))
+    return by_rates(job, (measure or measured)(job), START_S if _prepared() else FIRST_START_S)
 
 
-def by_rates(job: Job, rates: Rates) -> Choice:
-    """The engine that is expected to be done first."""
+def _prepared() -> bool:
+    from freewheel.engines.processes import nursery
+
+    return nursery.is_prepared()
+
+
+def by_rates(job: Job, rates: Rates, start_s: float = FIRST_START_S) -> Choice:
+    """The engine that is expected to be done first.
+
+    Args:
+        job: what is to run.
+        rates: what was measured.
+        start_s: until worker processes begin to be there.
+    """
     workers, steps = job.setup.workers, _steps(job, rates)
     parallel = min(workers, cores())
     on_threads = steps * rates.step_s / (parallel * max(rates.efficiency, 1 / parallel))
     served = SERVED_S if _served(job) else 0.0
-    start = START_S + START_EACH_S * workers
+    start = start_s + START_EACH_S * workers
     on_processes = steps * (rates.step_s / SCALING + served) / parallel
     words = (
         f"{rates.threads} threads get {rates.threads * rates.efficiency:.1f} times one's work done at"

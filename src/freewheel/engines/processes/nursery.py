@@ -38,6 +38,12 @@ def prepare() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def is_prepared() -> bool:
+    """Whether the fork server has been started: a run need not wait for its imports then."""
+    running: int | None = _server(os.getpid())._forkserver_pid  # type: ignore[attr-defined]
+    return running is not None
+
+
 def started(number: int, target: Callable[..., None], *arguments: Any) -> BaseProcess:
     """A new process that runs a function of an importable module.
 

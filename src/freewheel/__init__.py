@@ -15,6 +15,7 @@
 - ``checkpoints/`` the whole state of a run on disk, and back
 - ``audit.py`` does the record of a run add up? ``auditing/`` what it looks at
 - ``calibrate.py`` measures this machine for a simulation; ``advise.py`` says which method to use
+- ``dropin/`` training scripts of others: ``freewheel run`` and ``join()``
 - ``monitors/`` who listens; ``report/`` events -> HTML and plots; ``commands/`` the command line
 - ``data/`` loaders and embedded sets; ``recipes/`` example models and runs
 - ``testing/`` faults on purpose; ``injection.py`` where they get hold of a run
@@ -29,6 +30,7 @@ from freewheel.calibrate import calibrate
 from freewheel.calibration import Calibration
 from freewheel.compare import compare
 from freewheel.comparison import Comparison
+from freewheel.dropin.worker import join
 from freewheel.engines import Processes, Serial, Simulated, Threads
 from freewheel.errors import (
     CheckpointError,
@@ -91,6 +93,7 @@ __all__ = [
     "fit",
     "free",
     "hogwild",
+    "join",
     "local_sgd",
     "monitors",
     "parallel_sgd",

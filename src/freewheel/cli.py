@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import freewheel
-from freewheel.commands import advise, audit, compare, data, demo, replay, report, shell, simulate, train
+from freewheel.commands import advise, audit, compare, data, demo, replay, report, run, shell, simulate, train
 
 app = typer.Typer(
     name="freewheel",
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command()(demo.demo)
 app.command()(train.train)
 app.command()(compare.compare)
+app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})(run.run)
 app.command()(simulate.simulate)
 app.command()(advise.advise)
 app.command()(report.report)
@@ -51,6 +52,8 @@ def freewheel_command(
       freewheel train images      one run, with a live display and a report
 
       freewheel compare images    methods with equal budgets, and a verdict
+
+      freewheel run script.py     a training script of your own, in several processes
 
       freewheel simulate images   what a run would take on a thousand machines
 

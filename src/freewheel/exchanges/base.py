@@ -28,6 +28,7 @@ class Local:
         workers: how many there are.
         planned: examples of the whole run, for schedules; None if unknown.
         pace: this worker's steps so far as a share of the fastest worker's, in (0, 1].
+        scale: ``(1,)`` float64, by which the rates of its own descent are multiplied; None is 1.
     """
 
     flat: Tensor
@@ -37,6 +38,7 @@ class Local:
     workers: int = 1
     planned: int | None = None
     pace: Callable[[], float] = field(default=lambda: 1.0)
+    scale: Tensor | None = None
 
     def __post_init__(self) -> None:
         self._strides = [weight.stride() for weight in self.weights]
@@ -69,7 +71,13 @@ class Descent:
         self._rule = rule
         self._state = rule.init(Span(local.names, weights))
         self._context = RuleContext(
-            local.names, weights, 0, local.planned, worker=local.worker, workers=local.workers
+            local.names,
+            weights,
+            0,
+            local.planned,
+            worker=local.worker,
+            workers=local.workers,
+            scale=local.scale,
         )
 
     def apply(self, update: Update) -> None:

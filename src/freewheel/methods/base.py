@@ -36,6 +36,7 @@ class Method:
         in_flight: pushes that may be under way while the next step computes.
         compression: a rule that workers run on what they push.
         keeps_pulled: updates carry the weights that they were computed at, for rules that compare with them.
+        inner: the workers' own descent, where the learning rate is theirs and not the server's.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Method:
     in_flight: int = 0
     compression: Rule | None = None
     keeps_pulled: bool = False
+    inner: Rule | None = None
 
     def __post_init__(self) -> None:
         check_whole("in_flight", self.in_flight, 0, "0 waits for each push")

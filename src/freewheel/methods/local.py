@@ -139,6 +139,7 @@ def elastic_averaging(
             momentum=delta,
         ),
         exchange=exchange,
+        inner=descent,
     )
 
 
@@ -182,6 +183,7 @@ def local_sgd(
         lambda workers: sgd(1.0),
         settings=described(rule=inner, steps=steps, compression=compression),
         exchange=partial(Differing, rule=inner, steps=steps),
+        inner=inner,
         leases="fixed",
         compression=None if compression is None else checked_rule("compression", compression, descends=False),
     )
@@ -226,6 +228,7 @@ def parallel_sgd(
         lambda workers: sgd(1.0),
         settings=described(rule=inner),
         exchange=partial(Differing, rule=inner, steps=None),
+        inner=inner,
     )
 
 
@@ -296,6 +299,7 @@ def diloco(
             inner=trained, outer=choose(2), steps=steps, dynamic=dynamic, compression=compression
         ),
         exchange=partial(Differing, rule=trained, steps=steps, dynamic=dynamic),
+        inner=trained,
         leases="queue" if asynchronous else "fixed",
         compression=None if compression is None else checked_rule("compression", compression, descends=False),
     )

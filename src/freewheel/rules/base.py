@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from freewheel.errors import CheckpointError, ConfigurationError
+from freewheel.schedules import Schedule
 from freewheel.update import Update
 
 State = dict[str, Any]
@@ -62,6 +63,7 @@ class RuleContext:
         verdict: "applied"; a rule that returns None sets it to "absorbed" or to the reason of the drop.
         released: how many updates that were absorbed before go into, or are given up with, this one.
         generator: for rules that draw; a worker's is seeded by (seed, worker), a server's by the seed.
+        scale: ``(1,)`` float64, by which learning rates are multiplied; None is 1.
     """
 
     names: tuple[str, ...] = ()
@@ -74,6 +76,12 @@ class RuleContext:
     verdict: str = "applied"
     released: int = 0
     generator: torch.Generator | None = None
+    scale: Tensor | None = None
+
+    def rate(self, schedule: Schedule) -> float:
+        """The learning rate of this update."""
+        eta = schedule(self.samples, self.planned)
+        return eta if self.scale is None else eta * self.scale.item()
 
 
 class Rule(NamedTuple):
@@ -89,6 +97,7 @@ class Rule(NamedTuple):
         exclusive: True for a rule that two threads must not run at once (a buffer of updates).
         needs_pulled: True for a rule that reads ``update.pulled``; refused where workers read live weights.
         parts: the rules of a chain, in order; empty for a single rule.
+        rate: learning rate of a descent; None where there is no single one.
     """
 
     scope: Literal["piece", "update"]
@@ -99,6 +108,7 @@ class Rule(NamedTuple):
     exclusive: bool = False
     needs_pulled: bool = False
     parts: tuple[Rule, ...] = ()
+    rate: Schedule | None = None
 
 
 def select(state: State, positions: Sequence[int]) -> State:
@@ -198,4 +208,5 @@ def chain(*rules: Rule) -> Rule:
         exclusive=any(rule.exclusive for rule in rules),
         needs_pulled=any(rule.needs_pulled for rule in rules),
         parts=tuple(part for rule in rules for part in (rule.parts or (rule,))),
+        rate=rules[-1].rate,
     )

@@ -15,7 +15,7 @@ from freewheel.errors import ConfigurationError
 from freewheel.rules import kernels
 from freewheel.rules.arguments import below_one, described, used
 from freewheel.rules.base import Rule, RuleContext, Span, State, stateless
-from freewheel.schedules import Rate, as_schedule, at_least_zero
+from freewheel.schedules import Rate, Schedule, as_schedule, at_least_zero
 from freewheel.update import Update
 
 
@@ -51,7 +51,7 @@ def sgd(lr: Rate, momentum: float = 0.0, nesterov: bool = False, weight_decay: f
         raise ConfigurationError("`nesterov`=True needs momentum, got `momentum`=0.0; use momentum=0.9, say")
 
     def apply(update: Update, state: State, context: RuleContext) -> Update:
-        eta = rate(context.samples, context.planned)
+        eta = context.rate(rate)
         weights, gradients, *rest = used(update, context, *[state[name] for name in names])
         if weights:
             kernels.sgd(weights, gradients, rest[0] if rest else [], eta, momentum, nesterov, weight_decay)
@@ -59,7 +59,7 @@ def sgd(lr: Rate, momentum: float = 0.0, nesterov: bool = False, weight_decay: f
 
     names = ("momentum",) if momentum else ()
     settings = {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-    return _descent(_buffers(*names), apply, described(sgd, lr=rate, **settings))
+    return _descent(_buffers(*names), apply, described(sgd, lr=rate, **settings), rate)
 
 
 def adagrad(
@@ -101,7 +101,7 @@ def adagrad(
         return {"sum": span.like(initial_accumulator), "steps": span.counts()}
 
     def apply(update: Update, state: State, context: RuleContext) -> Update:
-        eta = rate(context.samples, context.planned)
+        eta = context.rate(rate)
         weights, gradients, sums, steps = used(update, context, state["sum"], state["steps"])
         if weights:
             kernels.count(steps)
@@ -113,7 +113,7 @@ def adagrad(
         "lr_decay": lr_decay,
         "weight_decay": weight_decay,
     }
-    return _descent(init, apply, described(adagrad, lr=rate, eps=eps, **settings))
+    return _descent(init, apply, described(adagrad, lr=rate, eps=eps, **settings), rate)
 
 
 def rmsprop(
@@ -155,7 +155,7 @@ def rmsprop(
     names = ("square", *["mean"] * centered, *["momentum"] * (momentum > 0))
 
     def apply(update: Update, state: State, context: RuleContext) -> Update:
-        eta = rate(context.samples, context.planned)
+        eta = context.rate(rate)
         weights, gradients, *buffers = used(update, context, *[state[name] for name in names])
         if weights:
             if weight_decay:
@@ -165,7 +165,7 @@ def rmsprop(
         return update
 
     settings = {"eps": eps, "momentum": momentum, "centered": centered, "weight_decay": weight_decay}
-    return _descent(_buffers(*names), apply, described(rmsprop, lr=rate, alpha=alpha, **settings))
+    return _descent(_buffers(*names), apply, described(rmsprop, lr=rate, alpha=alpha, **settings), rate)
 
 
 def adam(
@@ -249,14 +249,16 @@ def _adam_rule(
         return {"mean": span.like(), "square": span.like(), "steps": span.counts()}
 
     def apply(update: Update, state: State, context: RuleContext) -> Update:
-        eta = rate(context.samples, context.planned)
+        eta = context.rate(rate)
         weights, gradients, means, squares, steps = used(update, context, *[state[name] for name in names])
         if weights:
             kernels.count(steps)
             kernels.adam(weights, gradients, means, squares, steps, eta, pair, eps, weight_decay, decoupled)
         return update
 
-    return _descent(init, apply, described(factory, lr=rate, betas=pair, eps=eps, weight_decay=weight_decay))
+    return _descent(
+        init, apply, described(factory, lr=rate, betas=pair, eps=eps, weight_decay=weight_decay), rate
+    )
 
 
 def _buffers(*names: str) -> Callable[[Span], State]:
@@ -264,6 +266,9 @@ def _buffers(*names: str) -> Callable[[Span], State]:
 
 
 def _descent(
-    init: Callable[[Span], State], apply: Callable[[Update, State, RuleContext], Update], describe: str
+    init: Callable[[Span], State],
+    apply: Callable[[Update, State, RuleContext], Update],
+    describe: str,
+    rate: Schedule | None = None,
 ) -> Rule:
-    return Rule("piece", init, apply, describe, descends=True)
+    return Rule("piece", init, apply, describe, descends=True, rate=rate)

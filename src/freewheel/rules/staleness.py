@@ -169,7 +169,7 @@ def delayed_nesterov(lr: Rate, momentum: float = 0.9, *, buffer: int, activation
         return {"momentum": span.like(), "sum": span.like(), "waiting": span.counts()}
 
     def apply(update: Update, state: State, context: RuleContext) -> Update:
-        eta = rate(context.samples, context.planned)
+        eta = context.rate(rate)
         columns = used(update, context, state["momentum"], state["sum"], state["waiting"])
         if columns[0]:
             weights, gradients, _, sums, waiting = columns
@@ -184,7 +184,9 @@ def delayed_nesterov(lr: Rate, momentum: float = 0.9, *, buffer: int, activation
         return update
 
     settings = {"momentum": beta, "buffer": size, "activation": share}
-    return Rule("piece", init, apply, described(delayed_nesterov, lr=rate, **settings), descends=True)
+    return Rule(
+        "piece", init, apply, described(delayed_nesterov, lr=rate, **settings), descends=True, rate=rate
+    )
 
 
 def momentum_under_staleness(total: float, workers: int) -> float:

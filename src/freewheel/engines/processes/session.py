@@ -61,21 +61,7 @@ class ProcessSession(Session):
         parameters = self.parameters
         parameters.flat, parameters.statistics = self.arena.place([parameters.flat, parameters.statistics])
         server = super()._server(kind)
-        leaves = [leaf for state in server.states() for leaf in _leaves(state)]
-        # One without elements stays where it is: it is there to grow, which shared memory cannot.
-        tensors = [
-            (leaf, i)
-            for leaf in leaves
-            for i, value in enumerate(leaf)
-            if isinstance(value, Tensor) and value.numel()
-        ]
-        placed = self.arena.place([leaf[i] for leaf, i in tensors])
-        for (leaf, i), tensor in zip(tensors, placed, strict=True):
-            leaf[i] = tensor
-        server.book.versions, server.book.samples_of = self.board.versions, self.board.samples
-        server.book.racing = True
-        for shard in server.shards if len(server.shards) > 1 else ():
-            shard.applied = self.board.applied(shard.index)
+        share(server, self.arena, self.board)
         return server
 
     def worker_states(self) -> list[Tree]:
@@ -111,6 +97,31 @@ class ProcessSession(Session):
         super().close()
         self.server.dissolve()
         self.arena.close()
+
+
+def share(server: Server, arena: Arena, board: Board) -> None:
+    """Puts the state of a server's rule and its counts where other processes see them.
+
+    Args:
+        server: whose weights lie in the arena already; nobody has pushed.
+        arena: the shared memory.
+        board: the workers' counts.
+    """
+    leaves = [leaf for state in server.states() for leaf in _leaves(state)]
+    # One without elements stays where it is: it is there to grow, which shared memory cannot.
+    tensors = [
+        (leaf, i)
+        for leaf in leaves
+        for i, value in enumerate(leaf)
+        if isinstance(value, Tensor) and value.numel()
+    ]
+    placed = arena.place([leaf[i] for leaf, i in tensors])
+    for (leaf, i), tensor in zip(tensors, placed, strict=True):
+        leaf[i] = tensor
+    server.book.versions, server.book.samples_of = board.versions, board.samples
+    server.book.racing = True
+    for shard in server.shards if len(server.shards) > 1 else ():
+        shard.applied = board.applied(shard.index)
 
 
 @final

@@ -1,0 +1,236 @@
+"""``join()``, and the worker that it gives a training script."""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import inspect
+import os
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any, final
+
+from torch import nn
+from torch.utils.data import DataLoader
+
+from freewheel.dropin.membership import REMEDY, Membership
+from freewheel.dropin.messages import Register, Retire
+from freewheel.dropin.optimizer import SharedOptimizer, base_rate
+from freewheel.dropin.shard import Shard
+from freewheel.dropin.station import Station, alone, joined, wait_for_all
+from freewheel.engines.processes.messages import Line
+from freewheel.errors import ConfigurationError
+from freewheel.methods import METHODS, Method, by_name
+from freewheel.params import Parameters
+
+_joined: list[Worker] = []
+
+
+def join() -> Worker:
+    """Makes this process one of the workers that ``freewheel run`` has started.
+
+    Started without the launcher, the script is the only worker, and trains alone in its own process.
+
+    Returns:
+        The worker: its rank, its optimizer, its part of the data.
+
+    Raises:
+        ConfigurationError: called twice; the launcher's variables are half set or of another version; this
+            process was not started by the launcher itself.
+
+    Example:
+        ::
+
+            worker = freewheel.join()
+            optimizer = worker.optimizer(model, lr=0.01, momentum=0.9)
+            for inputs, targets in worker.shard(loader):
+                ...
+    """
+    from freewheel import __version__
+
+    if _joined:
+        raise ConfigurationError("join() was called before in this process; keep the worker that it returned")
+    place = Membership.found(os.environ, __version__)
+    worker = Worker(place, None if place is None else _connected(place))
+    _joined.append(worker)
+    return worker
+
+
+def _connected(place: Membership) -> Line:
+    """The line to the launcher; processes that this one starts do not get it."""
+    try:
+        flags = fcntl.fcntl(place.socket, fcntl.F_GETFD)
+        if flags & fcntl.FD_CLOEXEC:
+            raise OSError("it was joined before")
+        os.set_inheritable(place.socket, False)
+        return Line(Connection(place.socket))
+    except OSError as error:
+        raise ConfigurationError(
+            f"this process has no connection to the launcher ({error}): it is a child of a worker; {REMEDY}"
+        ) from None
+
+
+@final
+class Worker:
+    """One process of a training script; made by :func:`freewheel.join`.
+
+    Attributes:
+        rank: which worker, from 0.
+        workers: how many there are; 1 without the launcher.
+        restarts: how often this worker has died and was started again.
+    """
+
+    def __init__(self, place: Membership | None, line: Line | None) -> None:
+        self._place = place
+        self._line = line
+        self.rank = 0 if place is None else place.rank
+        self.workers = 1 if place is None else place.workers
+        self.restarts = 0 if place is None else place.life
+        self._optimizer: SharedOptimizer | None = None
+        self._shards = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the worker that evaluates, logs and saves."""
+        return self.rank == 0
+
+    def optimizer(
+        self, model: nn.Module, method: Method | str | None = None, **settings: Any
+    ) -> SharedOptimizer:
+        """An optimizer over weights that all workers share.
+
+        The first worker's initial weights are everybody's. The model's parameters stay the same objects.
+
+        Args:
+            model: on the processor, float32, built in the same way by every worker. Load its weights before.
+            method: such as ``freewheel.downpour(lr=0.01)``, or the name of one. None is what the launcher
+                was given as ``--method``, or Hogwild!.
+            **settings: of a method that is given by name, or by the launcher: ``lr=0.01, momentum=0.9``, or
+                ``rule=freewheel.rules.adamw(1e-3)``. What the launcher was given with ``--set`` goes first.
+
+        Raises:
+            ConfigurationError: a model or method that cannot be used, or that differs from the other
+                workers'; called twice.
+        """
+        if self._optimizer is not None:
+            raise ConfigurationError("worker.optimizer() was called before; a worker trains one model")
+        chosen = self._method(method, settings)
+        parameters = Parameters(model)
+        if parameters.flat.device.type != "cpu":
+            raise ConfigurationError(
+                "worker.optimizer() shares weights in the memory of the processor, but `model` is on"
+                f" {parameters.flat.device}; leave it there: model.cpu()"
+            )
+        base_rate(chosen, self.workers)
+        self._optimizer = SharedOptimizer(model, self._station(parameters, chosen))
+        atexit.register(self._leave)
+        return self._optimizer
+
+    def _method(self, method: Method | str | None, settings: dict[str, Any]) -> Method:
+        name = method
+        if method is None and self._place is not None:
+            name = self._place.method
+            settings = {**settings, **self._place.settings}
+        if isinstance(method, Method):
+            self._check_choice(method)
+            if settings:
+                raise ConfigurationError(
+                    f"`method` is made already; give {', '.join(settings)} to it: {method.name}(...)"
+                )
+            chosen = method
+        elif settings:
+            name = "hogwild" if name is None else name
+            by_name(name)
+            assert isinstance(name, str)
+            chosen = made(name, settings)
+        else:
+            chosen = by_name(name)
+        if chosen.name == "parallel_sgd":
+            raise ConfigurationError(
+                "`method`: parallel_sgd averages when everybody stands still, which a script never does; use"
+                " local_sgd(steps=...)"
+            )
+        return chosen
+
+    def _check_choice(self, method: Method) -> None:
+        asked = None if self._place is None else self._place.method
+        if asked is not None and asked != method.name:
+            raise ConfigurationError(
+                f"`method`: the launcher was given --method {asked}, the script has {method.name}(...); leave"
+                " --method out, or let it choose: worker.optimizer(model, lr=...)"
+            )
+
+    def _station(self, parameters: Parameters, method: Method) -> Station:
+        if self._line is None:
+            return alone(parameters, method, seed=0)
+        import cloudpickle  # type: ignore[import-untyped]
+
+        try:
+            pickled = cloudpickle.dumps(method)
+        except Exception as error:
+            raise ConfigurationError(
+                f"`method` cannot be sent to the launcher ({type(error).__name__}: {error}); leave open files"
+                " and locks out of its rule"
+            ) from error
+        label = f"{method.name}({', '.join(f'{k}={v}' for k, v in method.settings.items())})"
+        return joined(self._line, self.rank, self.restarts, Register(parameters, pickled, label))
+
+    def shard(self, loader: DataLoader[Any]) -> Shard:
+        """This worker's part of a loader; alone, all of it.
+
+        Every sample of an epoch is computed on at least once though workers die, and without deaths exactly
+        once. Batch size, sampler, shuffling, ``collate_fn`` and ``num_workers`` stay the loader's.
+
+        Args:
+            loader: of a map-style or an iterable data set. Workers must call this in the same order.
+
+        Raises:
+            ConfigurationError: not a DataLoader.
+        """
+        if not isinstance(loader, DataLoader):
+            raise ConfigurationError(
+                f"`loader` must be a torch.utils.data.DataLoader, got {type(loader).__name__}; for others use"
+                " itertools.islice(batches, worker.rank, None, worker.workers)"
+            )
+        number, self._shards = self._shards, self._shards + 1
+        return Shard(loader, number, self.rank, self.workers, self._line, self._count, self._settle)
+
+    def barrier(self) -> None:
+        """Waits until every worker that still runs has called it."""
+        if self._line is not None:
+            wait_for_all(self._line)
+
+    def _count(self, samples: int) -> None:
+        if self._optimizer is None:
+            raise ConfigurationError(
+                "worker.shard() is iterated before worker.optimizer() was called; make the optimizer first"
+            )
+        self._optimizer.count(samples)
+
+    def _settle(self) -> None:
+        if self._optimizer is not None:
+            self._optimizer.flush()
+
+    def _leave(self) -> None:
+        """The script ends: what is kept on the worker is pushed, and nobody waits for it any more."""
+        with suppress(Exception):  # the launcher may be gone
+            self._settle()
+            if self._line is not None:
+                self._line.send(Retire())
+
+
+def made(name: str, settings: dict[str, Any]) -> Method:
+    """The method of this name with these settings.
+
+    Raises:
+        ConfigurationError: a setting that it does not have; the message lists those that it has.
+
+    Example:
+        >>> made("stale_synchronous", {"bound": 2}).gate.describe
+        'bounded(2)'
+    """
+    known = inspect.signature(METHODS[name]).parameters
+    unknown = sorted(settings.keys() - known.keys())
+    if unknown:
+        raise ConfigurationError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known)}")
+    return METHODS[name](**settings)

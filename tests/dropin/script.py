@@ -1,0 +1,48 @@
+"""A training script; its first argument is what worker.optimizer() gets, its second what it does beside."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import freewheel
+
+worker = freewheel.join()
+if "fail" in sys.argv:
+    sys.exit(7)
+torch.manual_seed(0)
+inputs = torch.randn(61, 10)
+targets = (inputs[:, 0] > 0).long()
+model = nn.Sequential(nn.Linear(10, 16 + worker.rank * ("differ" in sys.argv)), nn.ReLU(), nn.Linear(16, 2))
+optimizer = worker.optimizer(model, **json.loads(sys.argv[1]))
+scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
+dataset = TensorDataset(inputs, targets, torch.arange(61))
+loader = worker.shard(DataLoader(dataset, batch_size=4, shuffle="shuffle" in sys.argv))
+for epoch in range(4):
+    for step, (x, y, indices) in enumerate(loader):
+        if "kill" in sys.argv:
+            worker.barrier()  # or one of them might do it all
+        if "kill" in sys.argv and worker.rank == 1 and epoch == 1 and step == 2 and not worker.restarts:
+            os.kill(os.getpid(), signal.SIGKILL)
+        optimizer.zero_grad()
+        torch.autograd.backward(nn.functional.cross_entropy(model(x), y))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 100.0)
+        optimizer.step()
+        print(json.dumps({"epoch": epoch, "indices": indices.tolist()}))
+    scheduler.step()
+if "hang" in sys.argv:
+    print("pid", os.getpid(), file=sys.stderr)
+    time.sleep(600)
+worker.barrier()
+if worker.is_main:
+    weights = torch.cat([value.flatten() for value in model.state_dict().values()])
+    model.eval()
+    accuracy = (model(inputs).argmax(1) == targets).float().mean().item()
+    print(json.dumps({"weights": weights.tolist(), "accuracy": accuracy}))

@@ -1,0 +1,113 @@
+"""One worker without the launcher: its optimizer equals its torch.optim twin."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from freewheel import ConfigurationError, Method, downpour, hogwild, parallel_sgd, rules, synchronous
+from freewheel.dropin.membership import Membership
+from freewheel.dropin.worker import Worker
+
+
+def network() -> nn.Module:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 6))
+    model[4].weight = model[0].weight  # tied
+    model[2].bias.requires_grad_(False)
+    return model
+
+
+def trained(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 12) -> list[torch.Tensor]:
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.5)
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = (model(torch.randn(8, 4, generator=generator)) - 1).square().sum()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+TWINS: list[tuple[Method, Callable[[Any], torch.optim.Optimizer]]] = [
+    (hogwild(lr=0.1, momentum=0.9), lambda p: torch.optim.SGD(p, 0.1, momentum=0.9)),
+    (synchronous(lr=0.1, momentum=0.5), lambda p: torch.optim.SGD(p, 0.1, momentum=0.5)),
+    (hogwild(rule=rules.adam(0.01)), lambda p: torch.optim.Adam(p, 0.01)),
+]
+
+
+@pytest.mark.parametrize(("method", "twin"), TWINS)
+def test_it_equals_its_twin_with_a_scheduler_and_clipping(
+    method: Method, twin: Callable[[Any], torch.optim.Optimizer]
+) -> None:
+    model, other = network(), network()
+    optimizer = Worker(None, None).optimizer(model, method)
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    expected = trained(other, twin(other.parameters()))
+    for own, theirs in zip(trained(model, optimizer), expected, strict=True):
+        assert torch.allclose(own, theirs, atol=1e-6)
+
+
+def test_its_state_goes_into_another() -> None:
+    model = network()
+    first = Worker(None, None).optimizer(model, "hogwild", lr=0.1, momentum=0.9)
+    trained(model, first)
+    weights, state = copy.deepcopy(model.state_dict()), copy.deepcopy(first.state_dict())
+    other = network()
+    other.load_state_dict(weights)
+    second = Worker(None, None).optimizer(other, "hogwild", lr=0.1, momentum=0.9)
+    second.load_state_dict(state)
+    assert second.param_groups[0]["lr"] == first.param_groups[0]["lr"]
+    for own, theirs in zip(trained(other, second), trained(model, first), strict=True):
+        assert torch.equal(own, theirs)
+
+
+def test_a_model_in_evaluation_shows_the_shared_weights() -> None:
+    model = nn.Linear(3, 1)
+    optimizer = Worker(None, None).optimizer(model, downpour(lr=0.1, push_every=50, pull_every=50))
+    before = model.weight.detach().clone()
+    for _ in range(3):
+        torch.autograd.backward(model(torch.ones(2, 3)).sum())
+        optimizer.step()
+    own = model.weight.detach().clone()
+    model.eval()
+    model(torch.ones(2, 3))
+    shared = model.weight.detach().clone()
+    model.train()
+    model(torch.ones(2, 3))
+    assert torch.equal(model.weight, own)
+    assert not torch.equal(shared, own)
+    assert not torch.equal(shared, before)  # the first step is pushed
+    optimizer.flush()
+    assert not torch.equal(model.state_dict()["weight"], shared)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "message"),
+    [
+        (("downpuor",), {}, "must be one of hogwild"),
+        ((hogwild(lr=0.1),), {"lr": 0.1}, "is made already"),
+        (("downpour",), {"momentum": 0.9}, "downpour has no setting 'momentum'; it has lr"),
+        ((parallel_sgd(lr=0.1),), {}, "local_sgd"),
+    ],
+)
+def test_what_cannot_be_is_refused(arguments: Any, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        Worker(None, None).optimizer(nn.Linear(2, 2), *arguments, **settings)
+
+
+def test_variables_of_the_launcher_are_checked() -> None:
+    whole = Membership(1, 2, 0, 5, "0.1.0", None, {}).variables()
+    assert Membership.found(whole, "0.1.0") == Membership(1, 2, 0, 5, "0.1.0", None, {})
+    with pytest.raises(ConfigurationError, match=r"imports freewheel 0\.2\.0"):
+        Membership.found(whole, "0.2.0")
+    del whole["FREEWHEEL_WORKER_SOCKET"]
+    with pytest.raises(ConfigurationError, match="half set: FREEWHEEL_WORKER_SOCKET"):
+        Membership.found(whole, "0.1.0")

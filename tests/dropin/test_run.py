@@ -1,0 +1,153 @@
+"""``freewheel run`` with real processes."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from torch import nn
+
+SCRIPT = Path(__file__).parent / "script.py"
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+PATIENCE_S = 100
+
+
+def command(*arguments: str, workers: int = 2) -> list[str]:
+    return [sys.executable, "-m", "freewheel", "run", "--workers", str(workers), *arguments]
+
+
+def run(*arguments: str, workers: int = 2) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments, workers=workers), capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+
+
+def told(output: str) -> list[tuple[int, dict[str, Any]]]:
+    """(rank, what it said) of every line."""
+    return [(int(line[1]), json.loads(line[4:])) for line in output.splitlines() if line[3:5] == " {"]
+
+
+def computed(output: str) -> dict[int, Counter[int]]:
+    """Epoch -> how often each sample was computed on."""
+    found: dict[int, Counter[int]] = {}
+    for _, said in told(output):
+        if "indices" in said:
+            found.setdefault(said["epoch"], Counter()).update(said["indices"])
+    return found
+
+
+def test_two_synchronous_workers_equal_one_optimizer_on_joined_batches() -> None:
+    done = run(str(SCRIPT), '{"method": "synchronous", "lr": 0.1, "momentum": 0.9}')
+    assert done.returncode == 0, done.stderr
+    assert all(set(counts.values()) == {1} and len(counts) == 61 for counts in computed(done.stdout).values())
+    assert {rank for rank, _ in told(done.stdout)} == {0, 1}
+    [weights] = [said["weights"] for _, said in told(done.stdout) if "weights" in said]
+    torch.manual_seed(0)
+    inputs = torch.randn(61, 10)
+    targets = (inputs[:, 0] > 0).long()
+    model = nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert rates == [0.1]
+    for _ in range(4):
+        for first in range(0, 61, 8):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(inputs[first : first + 8]), targets[first : first + 8])
+            torch.autograd.backward(loss)
+            optimizer.step()
+        scheduler.step()
+    expected = torch.cat([value.flatten() for value in model.state_dict().values()])
+    assert torch.allclose(torch.tensor(weights), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["hogwild", "downpour"])
+def test_a_killed_worker_comes_back_and_every_sample_is_computed(method: str) -> None:
+    done = run("--method", method, str(SCRIPT), '{"lr": 0.05}', "kill", "shuffle")
+    assert done.returncode == 0, done.stderr
+    assert "worker 1 was killed by SIGKILL; started again" in done.stderr
+    assert "1 restart\n" in done.stderr
+    epochs = computed(done.stdout)
+    assert all(len(counts) == 61 for counts in epochs.values())
+    assert len(epochs) == 4
+    [accuracy] = [said["accuracy"] for _, said in told(done.stdout) if "accuracy" in said]
+    assert accuracy > 0.8
+
+
+def test_a_script_that_fails_at_once_ends_the_run_with_its_code() -> None:
+    done = run(str(SCRIPT), "{}", "fail")
+    assert done.returncode == 7
+    assert "has ended with exit code 7" in done.stderr
+    assert "started again" not in done.stderr
+
+
+def test_models_that_differ_are_refused_by_name() -> None:
+    done = run(str(SCRIPT), '{"lr": 0.1}', "differ")
+    assert done.returncode == 1
+    assert "[1] " in done.stderr
+    assert "has parameter '0.weight' of shape (17, 10), theirs is (16, 10)" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nobody_outlives_the_launcher(number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        command(str(SCRIPT), '{"lr": 0.1}', "hang"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    pids: list[int] = []
+    with process.stderr:
+        while len(pids) < 2:
+            line = process.stderr.readline()
+            assert line, "the launcher has ended"
+            if "] pid " in line:
+                pids.append(int(line.split()[-1]))
+        os.kill(process.pid, number)
+        process.stderr.read()
+    code = process.wait(PATIENCE_S)
+    assert code == (-number if number == signal.SIGKILL else 128 + number)
+    ends = time.monotonic() + PATIENCE_S
+    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids):
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+def test_the_example_differs_in_five_lines_and_runs(tmp_path: Path) -> None:
+    plain, shared = (
+        (EXAMPLES / name).read_text().splitlines() for name in ("mnist.py", "mnist_freewheel.py")
+    )
+    changes = list(difflib.unified_diff(plain, shared, lineterm="", n=0))[2:]
+    assert sum(line.startswith("+") for line in changes) <= 5
+    assert sum(line.startswith("-") for line in changes) <= 5
+    readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    assert all(line in readme.splitlines() for line in changes if not line.startswith("@@"))
+    file = tmp_path / "weights.pt"
+    arguments = ["--epochs", "1", "--dry-run", "--save-model", str(file)]
+    done = run(str(EXAMPLES / "mnist_freewheel.py"), *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "[0] test: loss" in done.stdout
+    assert "[1] test:" not in done.stdout
+    assert file.is_file()
+    for name in ("mnist.py", "mnist_freewheel.py"):
+        alone = subprocess.run(
+            [sys.executable, str(EXAMPLES / name), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        assert alone.returncode == 0, alone.stderr
+        assert "test: loss" in alone.stdout

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 import freewheel
 from freewheel.checkpoints.saver import Saver
+from freewheel.engines.processes.session import ProcessSession
 from freewheel.errors import CheckpointError
 from freewheel.events import CheckpointWritten, Event, WorkerRestarted
 from freewheel.methods import Method
@@ -59,12 +60,21 @@ def fit(method: Method | str, dropout: float = 0.0, data: Any = None, **settings
 
 
 def cut_in_the_middle(
-    method: Method | str, folder: Path, monkeypatch: pytest.MonkeyPatch, looks: int = 2, **settings: Any
+    method: Method | str, folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any
 ) -> int:
     """A run with a checkpoint somewhere before its end; returns the steps of that."""
-    looked = itertools.count(1)
+    taken: list[int] = []
+
+    def wants_cut(session: ProcessSession) -> bool:
+        session.record.drain()
+        steps = session.record.done().steps
+        if taken or steps < 5:
+            return False
+        taken.append(steps)
+        return True
+
     with monkeypatch.context() as patch:
-        patch.setattr(Saver, "is_due", lambda saver, seconds: next(looked) == looks)
+        patch.setattr(ProcessSession, "wants_cut", wants_cut)
         fit(method, loss=slow, run_dir=folder, **settings)
     steps = min(checkpoints(folder))
     assert 0 < steps < 30
@@ -76,7 +86,8 @@ def resumed(
 ) -> tuple[freewheel.Result, Counter[int]]:
     """The run that goes on from there, and how often it computed each batch."""
     leases: Counter[int] = Counter()
-    found = fit(method, resume=checkpoints(folder)[steps], monitors=[leases_of(leases)], **settings)
+    arguments: dict[str, Any] = {"loss": slow, "monitors": [leases_of(leases)], **settings}
+    found = fit(method, resume=checkpoints(folder)[steps], **arguments)
     return found, leases
 
 
@@ -129,10 +140,11 @@ def test_a_loader_goes_on_where_it_was(name: str, tmp_path: Path, monkeypatch: p
 
 def test_a_run_goes_on_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     method = freewheel.synchronous(0.05, momentum=0.9)
-    whole = fit(method, workers=3, epochs=4)
-    fit(method, workers=3, epochs=1, run_dir=tmp_path)
+    every_epoch: dict[str, Any] = {"workers": 3, "evaluate_every": 240}
+    whole = fit(method, epochs=4, **every_epoch)
+    fit(method, epochs=1, run_dir=tmp_path, **every_epoch)
     for epochs in (2, 4):
-        last = fit(method, workers=3, epochs=epochs, run_dir=tmp_path, resume=tmp_path)
+        last = fit(method, epochs=epochs, run_dir=tmp_path, resume=tmp_path, **every_epoch)
     assert_equal(last, whole)
 
 
@@ -179,7 +191,7 @@ def test_a_worker_that_dies_while_checkpoints_are_taken_stops_nothing(
     assert result.reason == "epochs"
     assert sum(isinstance(event, WorkerRestarted) for event in events) >= 2
     assert sum(isinstance(event, CheckpointWritten) for event in events) >= 2
-    goes_on = fit(name, workers=2, epochs=7, resume=tmp_path)
+    goes_on = fit(name, loss=dying, workers=2, epochs=7, resume=tmp_path, max_restarts=99)
     assert goes_on.samples >= 7 * 240
 
 

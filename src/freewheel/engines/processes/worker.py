@@ -212,7 +212,7 @@ class _Worker:
             elif isinstance(order, Flush):
                 self._flush(order.final)
             elif isinstance(order, Show):
-                self.line.send(Deposit(self._deposit()))
+                self._deposit()
             elif isinstance(order, TakeBack):
                 self._take_back(order.state)
 
@@ -242,18 +242,20 @@ class _Worker:
         """Stops, or waits until a checkpoint is taken; whether to go on."""
         board = self.kit.board
         while board.sign == PAUSE:
-            self.line.send(Deposit(self._deposit()))
+            self._deposit()
             answer = self.line.receive()
             if not answer.go:
                 return False
         return not board.sign
 
-    def _deposit(self) -> Tree:
+    def _deposit(self) -> None:
+        """Hands over, for a checkpoint, what only this process knows."""
         if self.context.before_deposit is not None:
             self.context.before_deposit()
         buffers = private_buffers(self.context.module, self.private)
         rules = self.kit.server.book.slots[self.number].context
-        return deposit(self.context, self.link, buffers, rules, self.hopeless)
+        self.report()
+        self.line.send(Deposit(deposit(self.context, self.link, buffers, rules, self.hopeless)))
 
     def _take_back(self, state: Tree) -> None:
         buffers = private_buffers(self.context.module, self.private)

@@ -325,6 +325,11 @@ def test_a_replay_that_leaves_its_recording_says_where(tmp_path: Path) -> None:
 # --- files ---
 
 
+def test_a_run_on_processes_is_not_recorded(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"`record`=True .* got 'processes'; use engine='threads'"):
+        record(tmp_path, STALE, engine="processes")
+
+
 def test_a_folder_without_recording_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="record=True"):
         again(tmp_path, STALE)

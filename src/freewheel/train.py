@@ -64,7 +64,7 @@ def fit(
     monitors: Sequence[Monitor] = (),
     run_dir: str | Path | None = None,
     record: bool = False,
-    checkpoint_every: float | None = 60.0,
+    checkpoint_every: float | Literal["auto"] | None = "auto",
     keep_checkpoints: int = 3,
     resume: str | Path | None = None,
     on_error: Literal["restart", "stop"] | None = None,
@@ -122,7 +122,8 @@ def fit(
         checkpoint_every: seconds of training between two checkpoints in ``run_dir/checkpoints``: weights,
             optimizer, workers, position in the data, generators. Workers stand still while it is copied in
             memory, for a step at most; it is written beside the training. One more is written when the run
-            ends, by Ctrl-C or SIGTERM too, but not by an error. None writes none. Simulated runs have none.
+            ends, by Ctrl-C or SIGTERM too, but not by an error. None writes none. "auto" is 60, or None on
+            the simulated engine, which refuses a number: its runs can be repeated by their seed.
         keep_checkpoints: how many to keep; older ones are removed.
         resume: the directory of a run, or of one checkpoint, to go on from; needs the arguments of that run,
             of which only the end (`epochs`, `max_samples`, `max_seconds`, `target`) may be another. Seconds,

@@ -84,6 +84,18 @@ def test_a_simulated_run_writes_none_and_does_not_go_on(tmp_path: Path) -> None:
         fit(engine="simulated", resume=tmp_path)
 
 
+@pytest.mark.parametrize("folder", [None, "run"])
+def test_an_interval_that_a_simulated_run_would_not_heed_is_refused(
+    folder: str | None, tmp_path: Path
+) -> None:
+    run_dir = None if folder is None else tmp_path / folder
+    with pytest.raises(ConfigurationError, match=r"`checkpoint_every` works .* got 60\.0 with 'simulated'"):
+        fit(engine="simulated", run_dir=run_dir, checkpoint_every=60.0)
+    assert not any(tmp_path.iterdir())
+    fit(engine="simulated", run_dir=tmp_path, checkpoint_every=None)
+    assert not (tmp_path / "checkpoints").exists()
+
+
 def test_the_last_few_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     due_after(monkeypatch, *range(1, 20))
     fit(run_dir=tmp_path, keep_checkpoints=2)

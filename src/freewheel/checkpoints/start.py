@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 from freewheel.checkpoints.folder import CHECKPOINTS, newest
 from freewheel.checkpoints.origin import Origin, identity_of, origin_of, run_of
@@ -19,13 +19,14 @@ from freewheel.errors import ConfigurationError
 from freewheel.job import Checkpointing, Job
 
 ENGINES = ("threads", "processes", "serial")
+EVERY_S = 60.0  # seconds of training between two checkpoints, if nothing is said
 
 
 def with_checkpoints(
     job: Job,
     engine: str,
     run_dir: str | Path | None,
-    every: float | None,
+    every: float | Literal["auto"] | None,
     keep: int,
     resume: str | Path | None,
 ) -> Job:
@@ -35,29 +36,46 @@ def with_checkpoints(
         job: that is to run.
         engine: the name of the engine that will run it.
         run_dir: the directory of the run; None writes nothing.
-        every: seconds of training between two checkpoints; None writes none.
+        every: seconds of training between two checkpoints; None writes none, "auto" one a minute where the
+            engine writes any.
         keep: how many to keep.
         resume: the directory of a run, or of a checkpoint, to go on from.
 
     Raises:
-        ConfigurationError: an argument out of its range, or a run that cannot go on from a checkpoint.
+        ConfigurationError: an argument out of its range, an interval for an engine that writes no
+            checkpoints, or a run that cannot go on from one.
         CheckpointError: there is no complete checkpoint to go on from, or it is of another job.
     """
-    _check(every, keep)
-    writes = run_dir is not None and every is not None and engine in ENGINES
+    seconds = _interval(every, engine)
+    _check_keep(keep)
+    writes = run_dir is not None and seconds is not None
     if resume is None and not writes:
         return job
-    saver = Saver(Path(run_dir) / CHECKPOINTS, every, keep) if writes and run_dir is not None else None
+    saver = Saver(Path(run_dir) / CHECKPOINTS, seconds, keep) if writes and run_dir is not None else None
     origin = None if resume is None else _origin(job, engine, Path(resume))
     return replace(job, checkpoints=Checkpointing(identity_of(job, engine), saver, origin))
 
 
-def _check(every: Any, keep: Any) -> None:
+def _interval(every: Any, engine: str) -> float | None:
+    """Seconds between two checkpoints on this engine; None if it is to write none."""
+    if every is None:
+        return None
+    if every == "auto":
+        return EVERY_S if engine in ENGINES else None
     number = isinstance(every, int | float) and not isinstance(every, bool)
-    if every is not None and not (number and every > 0):
+    if not (number and every > 0):
         raise ConfigurationError(
             f"`checkpoint_every` must be a number of seconds > 0, got {every!r}; None writes no checkpoints"
         )
+    if engine not in ENGINES:
+        raise ConfigurationError(
+            f"`checkpoint_every` works with the engines {', '.join(ENGINES)}, got {every!r} with {engine!r},"
+            f" which writes no checkpoints; {_remedy(engine)}, or leave checkpoint_every out"
+        )
+    return float(every)
+
+
+def _check_keep(keep: Any) -> None:
     if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
         raise ConfigurationError(
             f"`keep_checkpoints` must be a whole number >= 1, got {keep!r}; checkpoint_every=None writes none"
@@ -68,10 +86,9 @@ def _origin(job: Job, engine: str, resume: Path) -> Origin:
     from freewheel.rundir import EVENTS
 
     if engine not in ENGINES:
-        remedy = "the same seed gives the same run again" if engine == "simulated" else "use engine='threads'"
         raise ConfigurationError(
             f"`resume` works with the engines {', '.join(ENGINES)}, got {engine!r}, which writes no"
-            f" checkpoints; {remedy}"
+            f" checkpoints; {_remedy(engine)}"
         )
     if job.trace is not None:
         raise ConfigurationError(
@@ -80,6 +97,10 @@ def _origin(job: Job, engine: str, resume: Path) -> Origin:
         )
     checkpoint = newest(resume)
     return origin_of(checkpoint, job, engine, run_of(checkpoint.folder) / EVENTS)
+
+
+def _remedy(engine: str) -> str:
+    return "the same seed gives the same run again" if engine == "simulated" else "use engine='threads'"
 
 
 @contextmanager

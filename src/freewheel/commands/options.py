@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -198,7 +198,7 @@ CheckpointEvery = Annotated[
         "--checkpoint-every",
         metavar="TIME",
         rich_help_panel=_WHERE,
-        help="Training time between two checkpoints: 30s, 5min; one more at the end. never: none.",
+        help="Training time between two checkpoints: 30s, 5min; one more at the end. auto: 60s. never: none.",
     ),
 ]
 OnError = Annotated[
@@ -275,18 +275,20 @@ def budget_of(
     return Budget(epochs, max_samples, max_seconds, parse_target(target), evaluate_every)
 
 
-def parse_checkpoint_every(text: str) -> float | None:
-    """Seconds between two checkpoints; None for ``never``.
+def parse_checkpoint_every(text: str) -> float | Literal["auto"] | None:
+    """Seconds between two checkpoints; None for ``never``, "auto" for ``auto``.
 
     Raises:
         ConfigurationError: no time.
 
     Example:
-        >>> parse_checkpoint_every("5min"), parse_checkpoint_every("never")
-        (300.0, None)
+        >>> parse_checkpoint_every("5min"), parse_checkpoint_every("never"), parse_checkpoint_every("auto")
+        (300.0, None, 'auto')
     """
     if text == "never":
         return None
+    if text == "auto":
+        return "auto"
     try:
         return parse_seconds(text)
     except ConfigurationError as error:

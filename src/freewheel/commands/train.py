@@ -49,7 +49,7 @@ def train(
     precision: opt.Precision = "float32",
     run_dir: opt.RunDir = None,
     record: opt.Record = False,
-    checkpoint_every: opt.CheckpointEvery = "60s",
+    checkpoint_every: opt.CheckpointEvery = "auto",
     keep_checkpoints: opt.KeepCheckpoints = 3,
     resume: opt.Resume = None,
     on_error: opt.OnError = None,

@@ -33,8 +33,7 @@ def check_recordable(
         )
     if engine not in ENGINES:
         raise ConfigurationError(
-            f"`record`=True works with the engines {' and '.join(ENGINES)}, got {engine!r}; a simulated run"
-            " needs no recording: the same seed gives the same run"
+            f"`record`=True works with the engines {' and '.join(ENGINES)}, got {engine!r}; {_remedy(engine)}"
         )
     _check_method(method)
     if not isinstance(source, Indexed):
@@ -53,6 +52,12 @@ def check_recordable(
             f"`record`=True: {', '.join(drawing)} draw from PyTorch's one generator, which {workers} workers"
             " share in an order of chance; set their p to 0, use workers=1, or record=False"
         )
+
+
+def _remedy(engine: str) -> str:
+    if engine == "simulated":
+        return "a simulated run needs no recording: the same seed gives the same run"
+    return "use engine='threads', or record=False"
 
 
 def _check_method(method: Method) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from freewheel.checkpoints.tree import copied
 from freewheel.params import Parameters
 from freewheel.rules import Rule, average, chain, finite, sgd
 from freewheel.server import Receipt, Server
@@ -63,3 +64,25 @@ def test_a_mean_that_one_shard_drops_makes_nobody_late() -> None:
             assert push(server, worker, sequence, value).status == "pending"
     assert server.ledger()["dropped"] == {"non-finite": 2}
     assert server.ledger()["applied"] == 4
+
+
+def push_by_layer(server: Server, worker: int) -> None:
+    """A worker's step, one parameter at a time; the last piece ends it."""
+    version = server.pull(server.parameters.flat.clone())[0]
+    for entry, shape in [(1, (2,)), (0, (2, 4))]:
+        update = Update([torch.full(shape, worker + 1.0)], entries=(entry,), samples=2, last=entry == 0)
+        update.worker, update.sequence, update.version = worker, 0, version
+        server.push(update)
+
+
+def test_a_restored_round_by_layer_is_completed_by_who_has_no_further_step() -> None:
+    rule = sgd(1.0, momentum=0.9)
+    server, again = server_of(rule, 3), server_of(rule, 3)
+    push_by_layer(server, 0)
+    push_by_layer(server, 1)
+    again.restore(copied(server.state()))
+    for one in (server, again):
+        one.retire(2)
+    assert again.parameters.trainable_views()[1].tolist() == pytest.approx([-1.5, -1.5])
+    assert torch.equal(again.parameters.flat, server.parameters.flat)
+    assert again.ledger() == server.ledger()

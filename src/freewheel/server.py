@@ -351,7 +351,7 @@ class Server:
             slot.close(update.sequence)
             slot.pushed += 1
         if update.gradients:
-            part = self._parts.get(update.entries) or self._part(update.entries)
+            part = self._part(update.entries)
             conform(update.gradients, part.weights, part.strides, part.names)
 
     def _release(self, slot: Slot) -> None:
@@ -367,6 +367,9 @@ class Server:
         return shard.version - update.versions[shard.index] if update.versions else 0
 
     def _part(self, entries: tuple[int, ...]) -> Part:
+        return self._parts.get(entries) or self._new_part(entries)
+
+    def _new_part(self, entries: tuple[int, ...]) -> Part:
         whole = self._whole
         if min(entries) < 0 or max(entries) >= len(whole.names):
             raise ConfigurationError(
@@ -384,7 +387,7 @@ class Server:
     def _apply(self, update: Update, slot: Slot, staleness: int) -> str:
         if not update.gradients:
             return "applied"
-        part = self._parts[update.entries]
+        part = self._part(update.entries)  # of a round that was restored, nobody has pushed any here
         context = self._at(slot, part, staleness)
         with self.shards[0].lock:
             self._apply_rule(update, part.state, context)

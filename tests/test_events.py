@@ -21,6 +21,7 @@ from freewheel.events import (
     Tick,
     Traffic,
     WorkerFailed,
+    WorkerRestarted,
     from_json,
     to_json,
 )
@@ -35,7 +36,8 @@ EVENTS: list[Event] = [
     CheckpointWritten("runs/first/checkpoints/40", 1.5, 40, 1024, 0.25),
     CheckpointFailed(1.5, 40, "No space left on device"),
     Dropped(1, "non-finite", 3),
-    WorkerFailed(1, 7, "ValueError: bad"),
+    WorkerFailed(1, 7, "ValueError: bad", replaced=True),
+    WorkerRestarted(1, 2, 3.5),
     Traffic([10, 20], [30, 40], [0.5, 0.75], [100], [0.125], [0.0625], [1.5, 2.5]),
     RunFinished(
         "epochs", 1.0, 2.0, 3.0, 30, 4, [10, 20], [2, 2], {0: 3, 1: 1}, {"pushed": 4, "dropped": {"a": 1}},

@@ -61,6 +61,7 @@ def test_an_error_in_a_worker_ends_the_run_with_its_place_and_traceback(
             engine=engine,
             workers=workers,
             epochs=3,
+            on_error="stop",
             monitors=[lambda event: seen.append(type(event).__name__)],
         )
     assert isinstance(caught.value.__cause__, KeyError)

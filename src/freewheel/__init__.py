@@ -22,6 +22,8 @@
 - ``machine.py`` cores and allocator; ``randomness.py`` borrowed generators; ``errors.py``, ``metrics.py``
 """
 
+from typing import TYPE_CHECKING, Any
+
 from freewheel import data, monitors, rules, schedules, simulation
 from freewheel.advice import Advice
 from freewheel.advise import advise
@@ -30,7 +32,6 @@ from freewheel.calibrate import calibrate
 from freewheel.calibration import Calibration
 from freewheel.compare import compare
 from freewheel.comparison import Comparison
-from freewheel.dropin.worker import join
 from freewheel.engines import Processes, Serial, Simulated, Threads
 from freewheel.errors import (
     CheckpointError,
@@ -57,7 +58,20 @@ from freewheel.methods import (
 from freewheel.replay import Replay, replay
 from freewheel.train import fit
 
+if TYPE_CHECKING:
+    from freewheel.dropin.worker import join
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """What only scripts under ``freewheel run`` need is imported when it is used."""
+    if name != "join":
+        raise AttributeError(f"module 'freewheel' has no attribute {name!r}")
+    from freewheel.dropin.worker import join
+
+    return join
+
 
 __all__ = [
     "Advice",

@@ -38,7 +38,7 @@ class Views:
         self._shown = self._training
         self._training.bind(module)
         module.register_forward_pre_hook(Hook(self))
-        module.register_state_dict_pre_hook(Hook(self, always=True))  # type: ignore[no-untyped-call]
+        module.register_state_dict_pre_hook(Hook(self, always=True))  # type: ignore[no-untyped-call]  # torch's is untyped
 
     @torch.no_grad()
     def show(self) -> None:

@@ -163,7 +163,7 @@ class Worker:
     def _station(self, parameters: Parameters, method: Method) -> Station:
         if self._line is None:
             return alone(parameters, method, seed=0)
-        import cloudpickle  # type: ignore[import-untyped]
+        import cloudpickle  # type: ignore[import-untyped]  # it has no types
 
         try:
             pickled = cloudpickle.dumps(method)

@@ -40,7 +40,7 @@ def prepare() -> None:
 
 def is_prepared() -> bool:
     """Whether the fork server has been started: a run need not wait for its imports then."""
-    running: int | None = _server(os.getpid())._forkserver_pid  # type: ignore[attr-defined]
+    running: int | None = _server(os.getpid())._forkserver_pid  # type: ignore[attr-defined]  # not in typeshed
     return running is not None
 
 
@@ -94,7 +94,7 @@ class _Popen(popen_forkserver.Popen):
             reduction.dump(process_obj, file)
         finally:
             context.set_spawning_popen(None)
-        self.sentinel, writer = _server(os.getpid()).connect_to_new_process(self._fds)  # type: ignore[attr-defined]
+        self.sentinel, writer = _server(os.getpid()).connect_to_new_process(self._fds)  # type: ignore[attr-defined]  # ditto
         # The child sees the end of this pipe when the main process is gone.
         alive = os.dup(writer)
         self.finalizer = util.Finalize(self, _close, (alive, self.sentinel))

@@ -150,7 +150,7 @@ def _end_with_the_main_process() -> None:
 
 
 def _failed(error: BaseException, sequence: int) -> Failed:
-    import cloudpickle  # type: ignore[import-untyped]
+    import cloudpickle  # type: ignore[import-untyped]  # it has no types
 
     trace = "".join(traceback.format_exception(error))
     try:

@@ -100,6 +100,18 @@ def test_hanging_takes_time() -> None:
         assert fit(workers=1).seconds > 0.3
 
 
+@pytest.mark.parametrize(("steps", "times"), [(4, 4), (0, 29)])
+def test_a_slow_worker_stays_slow_for_as_many_steps_as_are_wanted_and_counts_once(
+    steps: int, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(testing.faults.time, "sleep", slept.append)  # type: ignore[attr-defined]
+    with inject(testing.slow(worker=0, step=3, seconds=0.05, steps=steps)) as injected:
+        fit(workers=1, engine="serial")
+    assert injected.fired == ["slow(worker=0, step=3)"]
+    assert slept == [0.05] * times
+
+
 def test_faults_survive_the_death_of_a_process_and_are_told_of_in_order() -> None:
     faults = [testing.kill(1, 2), testing.segfault(1, 4, during="push"), testing.leave(1, 6, code=7)]
     with inject(*faults) as injected:

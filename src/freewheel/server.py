@@ -67,6 +67,7 @@ class Server:
         backup: workers that a round does not wait for.
         shards: spans of the flat vector with versions and rule states of their own.
         seed: of the generator that rules may draw from.
+        places: in the book, for workers that have left or are to come; as many as workers if left out.
 
     Attributes:
         book: what was pushed, applied and dropped, by worker.
@@ -86,6 +87,7 @@ class Server:
         backup: int = 0,
         shards: int = 1,
         seed: int = 0,
+        places: int | None = None,
     ) -> None:
         if not rule.descends:
             raise ConfigurationError(
@@ -93,7 +95,8 @@ class Server:
             )
         self.parameters = parameters
         self.workers = workers
-        self.shards = cut(parameters, shards, workers)
+        places = workers if places is None else places
+        self.shards = cut(parameters, shards, places)
         self._head, tail = split(rule) if shards > 1 else (None, rule)
         self._apply_rule = tail.apply
         self._backup = backup
@@ -103,7 +106,7 @@ class Server:
         self._generator = generator = torch.Generator().manual_seed(seed)
         self._slots = [
             Slot(RuleContext(worker=worker, workers=workers, planned=planned_samples, generator=generator))
-            for worker in range(workers)
+            for worker in range(places)
         ]
         self.book = Book(self._slots)
         self._rounds = (

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from freewheel import engines, methods
+from freewheel import elastic, engines, methods
 from freewheel.checkpoints.folder import newest
 from freewheel.checkpoints.start import sigterm_as_ctrl_c, with_checkpoints
 from freewheel.engines import Auto, Engine, Processes, Threads
@@ -94,7 +94,8 @@ def fit(
             copy of the model, and says why; "serial"; or an engine, such as
             ``freewheel.Processes(pin=True)``.
         workers: how many; "auto" is one per core for asynchronous methods, and one with all cores for
-            synchronous.
+            synchronous, or as many as a run had that goes on. On processes, :func:`set_workers` changes the
+            number while it runs.
         intra_op_threads: PyTorch threads inside each worker's operations. The default is 1, or all cores for
             the single worker that "auto" gives a synchronous method.
         shards: spans of the weights with versions and rule states of their own, as on several servers.
@@ -126,7 +127,8 @@ def fit(
             the simulated engine, which refuses a number: its runs can be repeated by their seed.
         keep_checkpoints: how many to keep; older ones are removed.
         resume: the directory of a run, or of one checkpoint, to go on from; needs the arguments of that run,
-            of which only the end (`epochs`, `max_samples`, `max_seconds`, `target`) may be another. Seconds,
+            of which only the end (`epochs`, `max_samples`, `max_seconds`, `target`) and, on processes, the
+            number of `workers` may be another. Seconds,
             samples and events go on, too. With the same `run_dir` the run is continued there.
         on_error: "restart" replaces a worker process that dies, raises or hangs; what it had in hand is
             computed again, so every batch is used at least once. "stop" ends the run with its error. The
@@ -160,6 +162,8 @@ def fit(
         raise ConfigurationError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
     chosen, runner = methods.by_name(method), engines.by_name(engine)
     setup = _setup(model, chosen, workers, intra_op_threads, seed, channels_last)
+    if resume is not None and workers == "auto":
+        setup = _staffed_as(Path(resume), setup, intra_op_threads)
     task = _task(model, loss, step, chosen, metrics, precision, setup, bptt)
     if epochs is max_samples is max_seconds is None:
         epochs = 1
@@ -184,6 +188,8 @@ def fit(
     job = replace(job, supervision=_supervision(on_error, max_restarts, step_timeout, runner))
     job = injected(job, runner.name)
     job = with_checkpoints(job, runner.name, run_dir, checkpoint_every, keep_checkpoints, resume)
+    if run_dir is not None and runner.name in elastic.ENGINES:
+        job = replace(job, requests=elastic.Requests(Path(run_dir)))
     runner.check(job)
     with sigterm_as_ctrl_c(job), _held(run_dir):
         result = _run(runner, job, _listening(run_dir, monitors, job), run_dir)
@@ -312,6 +318,14 @@ def _setup(
         raise ConfigurationError(f"`channels_last` must be True, False or 'auto', got {channels_last!r}")
     last = _wants_channels_last(model) if channels_last == "auto" else bool(channels_last)
     return Setup(count, threads or 1, seed, last)
+
+
+def _staffed_as(resume: Path, setup: Setup, intra_op_threads: int | None) -> Setup:
+    """The setup with as many workers as the run had when its checkpoint was written."""
+    workers = newest(resume).tree["identity"]["workers"]
+    if workers == setup.workers:
+        return setup
+    return replace(setup, workers=workers, intra_op_threads=intra_op_threads or 1)
 
 
 def _wants_channels_last(model: nn.Module) -> bool:

@@ -157,7 +157,7 @@ Workers = Annotated[
         "--workers",
         metavar="N|auto",
         rich_help_panel=_WHERE,
-        help="auto: one per core for hogwild; one that uses all cores for synchronous.",
+        help="auto: one per core for hogwild; one with all cores for synchronous; as before with --resume.",
     ),
 ]
 IntraOpThreads = Annotated[
@@ -237,7 +237,8 @@ Resume = Annotated[
         metavar="RUN",
         rich_help_panel=_WHAT,
         show_default=False,
-        help="Go on with a run from its newest checkpoint, with its settings; its end may be another.",
+        help="Go on with a run from its newest checkpoint, with its settings; its end may be another, and on"
+        " processes its --workers.",
     ),
 ]
 

@@ -17,14 +17,23 @@ from torch import Tensor
 from freewheel.checkpoints import cut
 from freewheel.checkpoints.saver import Cut
 from freewheel.checkpoints.tree import Tree
+from freewheel.elastic import check_resizable
 from freewheel.engines import plan
 from freewheel.engines.base import measured
 from freewheel.engines.clock import Timekeeper
 from freewheel.engines.plan import Segment
 from freewheel.engines.record import Record
 from freewheel.engines.worker import Equipment, hopeless, pace
-from freewheel.errors import WorkerError
-from freewheel.events import NOT_PUSHED, Evaluating, Monitor, RunFinished, WorkerFailed
+from freewheel.errors import ConfigurationError, WorkerError
+from freewheel.events import (
+    NOT_PUSHED,
+    Evaluating,
+    Monitor,
+    RunFinished,
+    WorkerFailed,
+    WorkersChanged,
+    WorkersKept,
+)
 from freewheel.exchanges import Exchange, Local
 from freewheel.job import Job, Result
 from freewheel.link import Link, Outgoing, Pull, Send
@@ -83,6 +92,7 @@ class Session:
             backup=method.backup,
             shards=setup.shards,
             seed=setup.seed,
+            places=setup.places,
         )
 
     # --- workers ---
@@ -129,7 +139,7 @@ class Session:
         """A lease for this worker, and the weights that it starts from; None: nothing left."""
         source = self.job.source
         if self.job.method.leases == "fixed":
-            lease = source.take_number(segment.first + step * self.job.setup.workers + worker)
+            lease = source.take_number(segment.number(step * self.job.setup.workers + worker))
         else:
             lease = source.take()
         if not self.links:
@@ -154,9 +164,9 @@ class Session:
         """
         if not self.links or self._settled:
             return False
-        self._settled = final
         self.server.readmit()
         found = [link.flush(final) for link in self.links]
+        self._settled = final
         for worker, pushed in enumerate(found):
             if not pushed:
                 self.server.retire(worker)
@@ -208,6 +218,8 @@ class Session:
         Raises:
             CheckpointError: the state does not fit; the module has tensors of its own again.
         """
+        if self.job.requests is not None:
+            self.job.requests.begin()
         checkpoints = self.job.checkpoints
         origin = checkpoints.origin if checkpoints is not None else None
         place = None
@@ -221,6 +233,21 @@ class Session:
         if self.saver is not None:
             self.saver.begin(self.clock.seconds(), origin.folder if origin is not None else None)
         return place
+
+    def wants_workers(self) -> int | None:
+        """Another number of workers, if somebody wants one that is possible; what is not is told."""
+        if self.job.requests is None or (wanted := self.job.requests.pending()) is None:
+            return None
+        workers, now = self.job.setup.workers, self.clock.seconds()
+        try:
+            check_resizable(self.job, wanted)
+        except ConfigurationError as error:
+            self.record.emit(WorkersKept(workers, wanted, str(error), now))
+            return None
+        if wanted == workers:
+            self.record.emit(WorkersChanged(workers, workers, now, 0.0))
+            return None
+        return wanted
 
     def worker_states(self) -> list[Tree]:
         """What each worker holds for itself, for a checkpoint; everybody stands between two steps."""

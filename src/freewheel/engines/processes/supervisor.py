@@ -14,6 +14,7 @@ from freewheel.job import Supervision
 
 TRIES = 3  # lives of a worker that end without a finished step, or uses of a batch: then it is no accident
 LEAST_TIMEOUT_S = 60.0
+LEAST_START_S = 300.0  # that a process may take until it is there, and the first step of all
 LONGEST_STEPS = 20.0  # times the longest step so far: a step that takes longer hangs
 GLANCE_S = 0.2  # the main process looks more often than this, unless it is busy or stopped itself
 
@@ -107,8 +108,13 @@ class Watch:
         self._seen[worker] = (-1, -1)
         self._since[worker] = time.monotonic()
 
-    def look(self, worker: int) -> float | None:
-        """For how many seconds the worker has been in its step, if that is too long; None if it is not."""
+    def look(self, worker: int, starting: bool = False) -> float | None:
+        """For how many seconds the worker has been in its step, if that is too long; None if it is not.
+
+        Args:
+            worker: which.
+            starting: its process has not said a word yet; importing may take longer than a step.
+        """
         now, state = time.monotonic(), (self._board.steps[worker], self._board.batch[worker])
         if state != self._seen[worker]:
             if self._seen[worker][0] >= 0:
@@ -116,11 +122,13 @@ class Watch:
             self._seen[worker], self._since[worker] = state, now
             return None
         passed = now - self._since[worker]
-        return passed if passed > self.limit_s else None
+        limit_s = max(self.limit_s, LEAST_START_S) if starting else self.limit_s
+        return passed if passed > limit_s else None
 
     @property
     def limit_s(self) -> float:
         """Seconds that a step may take."""
         if self._timeout_s is not None:
             return self._timeout_s
-        return max(LEAST_TIMEOUT_S, LONGEST_STEPS * self._longest)
+        least_s = LEAST_TIMEOUT_S if self._longest else LEAST_START_S  # the first may compile something
+        return max(least_s, LONGEST_STEPS * self._longest)

@@ -190,6 +190,7 @@ class _Worker:
         if place.incarnation:
             self.context.generator.manual_seed((setup.seed << 20) + (place.incarnation << 40) + number)
         self.state = kit.task.init(self.context)
+        self.processor_ns = kit.board.processor_ns[number]  # of earlier lives
         self.hopeless = 0
         self.reported = time.perf_counter()
         self.began = 0.0
@@ -229,8 +230,10 @@ class _Worker:
             if lease is None:
                 break
             board.batch[self.number] = lease.number
+            began = time.perf_counter_ns()
             self._look()
             report = self.kit.task.step(self.context, lease, self.state)
+            board.busy_ns[self.number] += time.perf_counter_ns() - began
             batches.done(lease)
             receipt, go = delivery.conclude(self.context)
             self._book(lease, report, receipt)
@@ -299,7 +302,7 @@ class _Worker:
             self.line.send(Report(self._entry()))
 
     def _publish(self) -> None:
-        self.kit.board.processor_ns[self.number] = time.process_time_ns()
+        self.kit.board.processor_ns[self.number] = self.processor_ns + time.process_time_ns()
 
     def _entry(self) -> Entry:
         """This worker's page of the book."""

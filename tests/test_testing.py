@@ -27,7 +27,7 @@ def fit(**more: Any) -> freewheel.Result:
 
 def test_an_exception_has_the_name_of_its_fault() -> None:
     with inject(testing.fail(worker=1, step=3)) as injected, pytest.raises(WorkerError) as caught:
-        fit()
+        fit(on_error="stop")
     assert (caught.value.worker, caught.value.sequence) == (1, 3)
     assert isinstance(caught.value.__cause__, InjectedFaultError)
     assert injected.fired == ["fail(worker=1, step=3)"]

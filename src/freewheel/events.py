@@ -115,7 +115,7 @@ class CheckpointFailed:
 
 @dataclass(frozen=True, slots=True)
 class WorkerFailed:
-    """A worker raised an error, or its process died."""
+    """A worker raised an error, its process died, or it hangs."""
 
     worker: int
     sequence: int

@@ -159,7 +159,8 @@ class Supervision:
     Attributes:
         on_error: "restart" replaces them, "stop" ends the run.
         max_restarts: of the whole run.
-        step_timeout: seconds after which a step hangs; None: much longer than the longest so far.
+        step_timeout: seconds after which a step hangs; None: much longer than the longest so far, and on
+            threads never.
     """
 
     on_error: Literal["restart", "stop"] = "stop"

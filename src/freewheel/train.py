@@ -130,15 +130,16 @@ def fit(
             of which only the end (`epochs`, `max_samples`, `max_seconds`, `target`) and, on processes, the
             number of `workers` may be another. Seconds,
             samples and events go on, too. With the same `run_dir` the run is continued there.
-        on_error: "restart" replaces a worker process that dies, raises or hangs; what it had in hand is
-            computed again, so every batch is used at least once. "stop" ends the run with its error. The
-            default is "restart" on processes, the only engine that can, and "stop" elsewhere. Divergence ends
-            every run, and so does what is no accident: three failures in a row of a worker that finished no
-            step, or of workers with the same batch in hand.
+        on_error: "restart" replaces a worker that raises an exception and, on processes, one that dies or
+            hangs; what it had in hand is computed again, so every batch is used at least once. "stop" ends
+            the run with its error. The default is "restart" on processes and threads, and "stop" elsewhere
+            and for runs that are recorded, where nobody can be replaced. Divergence ends every run, and so
+            does what is no accident: three failures in a row of a worker that finished no step, or of workers
+            with the same batch in hand.
         max_restarts: replacements in the whole run; the next failure ends it.
-        step_timeout: seconds after which the step of a worker process is taken to hang; it is killed and
-            replaced. The default is a minute, or twenty times the longest step so far, if that is longer;
-            ``math.inf`` never.
+        step_timeout: seconds after which the step of a worker is taken to hang. A process is killed and
+            replaced; the default there is a minute, or twenty times the longest step so far, if that is
+            longer; ``math.inf`` never. A thread can be neither, so the run ends; the default there is never.
 
     Returns:
         What came of it; ``result.report("report.html")`` shows it.
@@ -147,7 +148,8 @@ def fit(
         ConfigurationError: an argument cannot be used.
         CheckpointError: `resume` has no complete checkpoint, or it is of another job.
         DataError: the data is empty, not finite, or does not fit.
-        WorkerError: a worker raised an error, which is its cause, or its process died.
+        WorkerError: a worker raised an error, which is its cause, or its process died, and it was not
+            replaced.
         TrainingError: training diverged.
 
     Example:
@@ -185,7 +187,7 @@ def fit(
     job = Job(model, task, chosen, source, stop, setup, evaluation, config, Trace() if record else None)
     if isinstance(runner, Auto):
         runner, job = _decided(job, resume)
-    job = replace(job, supervision=_supervision(on_error, max_restarts, step_timeout, runner))
+    job = replace(job, supervision=_supervision(on_error, max_restarts, step_timeout, runner, record))
     job = injected(job, runner.name)
     job = with_checkpoints(job, runner.name, run_dir, checkpoint_every, keep_checkpoints, resume)
     if run_dir is not None and runner.name in elastic.ENGINES:
@@ -423,13 +425,22 @@ def _describe(model: nn.Module, task: Supervised, setup: Setup, precision: str) 
 
 
 def _supervision(
-    on_error: Literal["restart", "stop"] | None, max_restarts: int, step_timeout: float | None, runner: Engine
+    on_error: Literal["restart", "stop"] | None,
+    max_restarts: int,
+    step_timeout: float | None,
+    runner: Engine,
+    recorded: bool,
 ) -> Supervision:
-    able = isinstance(runner, Processes)
+    if on_error == "restart" and recorded:
+        raise ConfigurationError(
+            "`record`=True notes pulls and pushes, and cannot note that a worker was replaced, but `on_error`"
+            " is 'restart'; use on_error='stop', or record=False"
+        )
+    able = isinstance(runner, Processes | Threads) and not recorded
     if on_error == "restart" and not able:
         raise ConfigurationError(
-            f"`on_error`='restart' replaces worker processes, but `engine` is {runner.name!r}; use"
-            " engine='processes', or on_error='stop'"
+            f"`on_error`='restart' replaces workers, which `engine` {runner.name!r} cannot; use"
+            " engine='threads' or 'processes', or on_error='stop'"
         )
     return Supervision(on_error or ("restart" if able else "stop"), max_restarts, step_timeout)
 

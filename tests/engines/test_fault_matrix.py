@@ -7,6 +7,7 @@ that the targets were made with are the only ones with no loss.
 from __future__ import annotations
 
 import os
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import freewheel
 from freewheel import rules, testing
 from freewheel.checkpoints.folder import CHECKPOINTS, ordered, read
 from freewheel.checkpoints.saver import Saver
+from freewheel.errors import ConfigurationError
 from freewheel.events import Event, Steps
 from freewheel.methods import Method
 from freewheel.testing import Fault, inject
@@ -79,6 +81,16 @@ def _deaths() -> list[Any]:
     return [pytest.param(name, fault, id=f"{name}: {label}") for name, fault, label in found]
 
 
+def _exceptions() -> list[Any]:
+    """(method, fault) for every exception of a worker on threads."""
+    return [
+        pytest.param(name, testing.fail(1, step, during), id=f"{name}: fail {moment} {during}")
+        for name in METHODS
+        for moment, step in MOMENTS.items()
+        for during in DURING
+    ]
+
+
 class Ran:
     """A run with a fault, and what was heard of it."""
 
@@ -113,6 +125,7 @@ class Ran:
         leases = Counter(n for event in self.events if isinstance(event, Steps) for n in event.lease)
         assert set(leases) == set(range(EPOCHS * SAMPLES // BATCH))
         assert not _workers()
+        assert threading.active_count() == 1
         assert not [name for name in os.listdir("/dev/shm") if "freewheel" in name]
 
 
@@ -127,6 +140,20 @@ def test_a_worker_that_ends(method: str, fault: Fault) -> None:
     ran = Ran(METHODS[method], fault, "processes", step_timeout=1.5 if fault.kind == "hang" else None)
     ran.check()
     assert ran.result.restarts == 1
+
+
+@pytest.mark.parametrize(("method", "fault"), _exceptions())
+def test_a_thread_that_raises(method: str, fault: Fault) -> None:
+    ran = Ran(METHODS[method], fault, "threads")
+    ran.check()
+    assert ran.result.restarts == 1
+    assert ran.result.samples == EPOCHS * SAMPLES
+
+
+@pytest.mark.parametrize("method", ["hogwild", "synchronous", "stale_synchronous", "downpour"])
+def test_a_gradient_of_the_wrong_shape_ends_a_run_on_threads(method: str) -> None:
+    with pytest.raises(ConfigurationError, match="must have its shape"):
+        Ran(METHODS[method], testing.wrong_shape(1, PUSHES[method]), "threads")
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

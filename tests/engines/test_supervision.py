@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import freewheel
-from freewheel.engines.processes import nursery, stragglers, supervisor
+from freewheel.engines import supervisor
+from freewheel.engines.processes import nursery, stragglers
 from freewheel.errors import ConfigurationError, WorkerError
 from freewheel.events import Event, Steps, Tick, WorkerFailed, WorkerRestarted, WorkerSlowed
 from freewheel.methods import Method
@@ -464,7 +465,10 @@ def test_a_run_whose_time_is_up_needs_no_replacement(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"on_error": "ignore"}, "`on_error` must be 'restart' or 'stop', got 'ignore'"),
-        ({"on_error": "restart", "engine": "threads"}, "`on_error`='restart' replaces worker processes"),
+        (
+            {"on_error": "restart", "engine": "serial"},
+            "`on_error`='restart' replaces workers, which `engine`",
+        ),
         ({"max_restarts": -1}, "`max_restarts` must be a whole number >= 0, got -1"),
         ({"step_timeout": 0}, "`step_timeout` must be a number of seconds > 0, got 0"),
     ],

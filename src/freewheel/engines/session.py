@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from freewheel.engines.base import measured
 from freewheel.engines.clock import Timekeeper
 from freewheel.engines.plan import Segment
 from freewheel.engines.record import Record
-from freewheel.engines.worker import Equipment, hopeless, pace
+from freewheel.engines.worker import Equipment, Life, hopeless, pace
 from freewheel.errors import ConfigurationError, WorkerError
 from freewheel.events import (
     NOT_PUSHED,
@@ -42,6 +42,14 @@ from freewheel.params import Parameters
 from freewheel.server import Receipt, Server
 from freewheel.sources import Lease
 from freewheel.tasks import StepReport, WorkerContext
+
+
+class Line(NamedTuple):
+    """How workers reach the server; see :meth:`Session.admit_workers`."""
+
+    send: Send
+    send_now: Send
+    pull: Pull
 
 
 class Session:
@@ -105,18 +113,54 @@ class Session:
             send_now: hands it over before the step computes; as `send` if left out.
             pull: copies the server's weights; the server's own if left out.
         """
-        job = self.job
-        for worker in range(job.setup.workers):
-            flat = self.parameters.flat.clone() if job.method.exchange is not None else None
-            context = self.equipment.context(worker, job.module, flat, send)
+        self._line = Line(send, send_now or send, pull or self.server.pull)
+        for worker in range(self.job.setup.workers):
+            context, link = self._equipped(worker)
             self.contexts.append(context)
-            if flat is not None:
-                self._link(context, flat, send, send_now or send, pull or self.server.pull)
-        self.parameters.bind(job.module)
+            if link is not None:
+                self.links.append(link)
+        self.parameters.bind(self.job.module)
 
-    def _link(self, context: WorkerContext, flat: Tensor, send: Send, send_now: Send, pull: Pull) -> None:
-        local = self.local(context.worker, flat)
-        self.links.append(self.equipment.link(context, local, pull, send, send_now))
+    def _equipped(self, worker: int, incarnation: int = 0) -> tuple[WorkerContext, Link | None]:
+        """A worker's context, and its link if it has weights of its own, which are the server's of now."""
+        job, line = self.job, self._line
+        flat = self.parameters.flat.clone() if job.method.exchange is not None else None
+        context = self.equipment.context(worker, job.module, flat, line.send, incarnation)
+        return context, None if flat is None else self._link(context, flat, *line)
+
+    def _link(self, context: WorkerContext, flat: Tensor, send: Send, send_now: Send, pull: Pull) -> Link:
+        return self.equipment.link(context, self.local(context.worker, flat), pull, send, send_now)
+
+    def replace_worker(self, worker: int) -> int:
+        """Equips another in the place of a worker that has failed, whose push is refused from now on.
+
+        What the worker held for itself begins anew: its copy of the weights, its exchange, its generator.
+
+        Returns:
+            Which life of the worker it is; the first was 0.
+        """
+        earlier = self.contexts[worker]
+        incarnation = self.server.begin_life(worker)
+        context, link = self._equipped(worker, incarnation)
+        context.sequence = earlier.sequence
+        self.contexts[worker] = context
+        if link is not None:
+            self.links[worker] = link
+        self._stamp(worker)
+        self.states[worker], self.hopeless[worker] = None, 0
+        earlier.dissolve()
+        return incarnation
+
+    def _stamp(self, worker: int) -> None:
+        """Has the pushes of a worker that was replaced bear the mark of its life."""
+        slot, context = self.server.book.slots[worker], self.contexts[worker]
+        if not slot.incarnation:
+            return
+        if self.links:  # which number their pushes by themselves
+            self.links[worker].intercept(Life(slot.incarnation).stamping)
+        else:
+            life = Life(slot.incarnation, context.sequence - slot.sequence - 1)
+            context.deliver = life.stamping(context.deliver)
 
     def local(self, worker: int, flat: Tensor) -> Local:
         """What a worker's exchange is made of."""
@@ -146,8 +190,19 @@ class Session:
             context = self.contexts[worker]
             context.version, context.versions = self.server.version, self.server.versions()
         elif lease is not None:
-            self.links[worker].begin()
+            try:
+                self.links[worker].begin()
+            except BaseException:
+                self.put_back(lease)
+                raise
         return lease
+
+    def put_back(self, lease: Lease) -> None:
+        """The lease was not used: its batch will be, by whoever is to take its number."""
+        if self.job.method.leases == "fixed":
+            self.job.source.put_back(lease)
+        else:
+            self.job.source.give_back(lease)
 
     def may_start(self, worker: int, progress: Sequence[int]) -> bool:
         """Whether the worker may start a step: by the gate, and in rounds when its own is over."""
@@ -257,6 +312,7 @@ class Session:
         """Every worker holds what it held then."""
         for worker, state in enumerate(states):
             cut.give_back(self, worker, state)
+            self._stamp(worker)
 
     def source_state(self) -> Tree:
         """Where the source stands, for a checkpoint."""

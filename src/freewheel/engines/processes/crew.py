@@ -40,7 +40,7 @@ from freewheel.engines.processes.parcel import Parcel, packed
 from freewheel.engines.processes.roster import Member, Roster
 from freewheel.engines.processes.session import Left, ProcessSession
 from freewheel.engines.processes.stragglers import Stragglers
-from freewheel.engines.processes.supervisor import Supervisor, Watch
+from freewheel.engines.supervisor import Supervisor, Watch
 from freewheel.errors import WorkerError
 from freewheel.events import WorkerFailed, WorkerRestarted, WorkersChanged
 

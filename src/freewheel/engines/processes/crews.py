@@ -11,7 +11,7 @@ from freewheel.checkpoints.resizing import resized
 from freewheel.engines.interrupts import Interrupts
 from freewheel.engines.processes.crew import Change, Crew
 from freewheel.engines.processes.session import ProcessSession
-from freewheel.engines.processes.supervisor import Supervisor
+from freewheel.engines.supervisor import Supervisor
 from freewheel.events import Monitor
 from freewheel.job import Job, Result
 

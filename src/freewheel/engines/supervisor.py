@@ -6,9 +6,8 @@ import math
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import NamedTuple, final
+from typing import NamedTuple, Protocol, final
 
-from freewheel.engines.processes.board import Board
 from freewheel.errors import TrainingError, WorkerError
 from freewheel.job import Supervision
 
@@ -23,7 +22,7 @@ class Verdict(NamedTuple):
     """What is to be done about a failure.
 
     Attributes:
-        replace: start another process.
+        replace: start another process, or thread.
         note: why not, for the error.
     """
 
@@ -73,6 +72,26 @@ class Supervisor:
         return Verdict(True)
 
 
+class Numbers(Protocol):
+    """One number a worker."""
+
+    def __getitem__(self, worker: int, /) -> int: ...
+
+
+class Signs(Protocol):
+    """What shows that workers make progress."""
+
+    @property
+    def steps(self) -> Numbers:
+        """Those that each worker has finished."""
+        ...
+
+    @property
+    def batch(self) -> Numbers:
+        """Number of the one that each worker took last, where that is known."""
+        ...
+
+
 @final
 class Watch:
     """Knows since when each worker has made no progress, by what it writes on the board.
@@ -83,7 +102,7 @@ class Watch:
         timeout_s: of a step; None: much more than the longest so far.
     """
 
-    def __init__(self, board: Board, workers: int, timeout_s: float | None) -> None:
+    def __init__(self, board: Signs, workers: int, timeout_s: float | None) -> None:
         self._board = board
         self._timeout_s = timeout_s
         self._seen: list[tuple[int, int]] = [(-1, -1)] * workers

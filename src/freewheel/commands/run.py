@@ -11,7 +11,7 @@ import typer
 from freewheel.commands import shell
 from freewheel.commands.values import parse_setting
 from freewheel.errors import ConfigurationError
-from freewheel.methods import METHODS, by_name
+from freewheel.methods import METHODS
 
 Script = Annotated[
     list[str],
@@ -29,13 +29,16 @@ def run(
             "--method",
             metavar="NAME",
             show_default=False,
-            help=f"One of {', '.join(METHODS)}; for scripts that leave it to the launcher.",
+            help=f"One of {', '.join(METHODS)}; a script that has another of its own is refused.",
         ),
     ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="NAME=VALUE", show_default=False, help="A setting of --method, such as bound=3."
+            "--set",
+            metavar="NAME=VALUE",
+            show_default=False,
+            help="A setting of --method, such as bound=3; goes before the script's.",
         ),
     ] = None,
     max_restarts: Annotated[
@@ -51,7 +54,8 @@ def run(
         ),
     ] = None,
     pin: Annotated[bool, typer.Option("--pin", help="Bind each worker to cores of its own.")] = False,
-    module: Annotated[bool, typer.Option("-m", help="SCRIPT is the name of a module.")] = False,
+    module: Annotated[bool, typer.Option("--module", "-m", help="SCRIPT is the name of a module.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", hidden=True)] = False,
 ) -> None:
     """Run a PyTorch script in several processes that train one model.
 
@@ -73,6 +77,7 @@ def run(
     """
     from freewheel.dropin.launcher import Launcher, Plan
 
+    shell.set_debugging(debug or shell.debugging())
     chosen = _settings(method, settings)
     for name, value, least in (("workers", workers, 1), ("max_restarts", max_restarts, 0)):
         if value < least:
@@ -93,7 +98,7 @@ def run(
             f" staleness {total.staleness:.2f}{restarts}"
         )
     if outcome.code:
-        shell.say_error(f"{outcome.reason}; its own message stands above" if outcome.reason else "")
+        shell.say_error(f"{outcome.reason}; its own message stands above")
         raise typer.Exit(outcome.code)
 
 
@@ -102,8 +107,6 @@ def _say(message: str) -> None:
 
 
 def _settings(method: str | None, given: list[str] | None) -> dict[str, Any]:
-    if method is not None:
-        by_name(method)
     chosen = dict(parse_setting(one) for one in given or ())
     if chosen and method is None:
         raise ConfigurationError("`set` is of a method; name it: --method downpour --set push_every=5")

@@ -33,6 +33,8 @@ for epoch in range(4):
             os.kill(os.getpid(), signal.SIGKILL)
         optimizer.zero_grad()
         torch.autograd.backward(nn.functional.cross_entropy(model(x), y))
+        if step == 0:
+            print(json.dumps({"begins": epoch, "at": next(model.parameters()).sum().item()}))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 100.0)
         optimizer.step()
         print(json.dumps({"epoch": epoch, "indices": indices.tolist()}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -106,6 +107,17 @@ def test_a_killed_worker_comes_back_and_every_sample_is_computed(method: str) ->
     assert len(epochs) == 4
     [accuracy] = [said["accuracy"] for _, said in told(done.stdout) if "accuracy" in said]
     assert accuracy > 0.8
+
+
+def test_a_worker_that_hangs_is_replaced_and_one_that_evaluates_is_not(tmp_path: Path) -> None:
+    done = run("--step-timeout", "5s", str(SCRIPT), '{"lr": 0.05}', f"stall={tmp_path / 'again'}")
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"worker 1 hung \(no sign of life for \d+ s\) and was killed; started again", done.stderr
+    )
+    assert done.stderr.count("started again") == 1
+    epochs = computed(done.stdout)
+    assert [len(epochs[epoch]) for epoch in range(4)] == [61] * 4
 
 
 def test_a_script_that_fails_at_once_ends_the_run_with_its_code() -> None:

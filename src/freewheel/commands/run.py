@@ -9,8 +9,10 @@ from typing import Annotated, Any, BinaryIO
 import typer
 
 from freewheel.commands import shell
+from freewheel.commands.options import parse_step_timeout
 from freewheel.commands.values import parse_setting
 from freewheel.errors import ConfigurationError
+from freewheel.job import Supervision
 from freewheel.methods import METHODS
 
 Script = Annotated[
@@ -44,6 +46,16 @@ def run(
     max_restarts: Annotated[
         int, typer.Option("--max-restarts", metavar="R", help="Deaths that the run survives.")
     ] = 3,
+    step_timeout: Annotated[
+        str | None,
+        typer.Option(
+            "--step-timeout",
+            metavar="TIME",
+            show_default=False,
+            help="A worker that gives no sign of life for so long within its loop over worker.shard (no batch,"
+            " forward pass or step) hangs, and is started again: 30s, 5min. Default: never.",
+        ),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -84,8 +96,8 @@ def run(
             raise ConfigurationError(f"`{name}` must be a whole number >= {least}, got {value}")
     if threads is not None and threads < 1:
         raise ConfigurationError(f"`threads` must be a whole number >= 1, got {threads}")
-    command = _command(script, module)
-    plan = Plan(command, workers, method, chosen, max_restarts, pin, threads)
+    timeout = Supervision(step_timeout=parse_step_timeout(step_timeout)).step_timeout
+    plan = Plan(_command(script, module), workers, method, chosen, max_restarts, pin, threads, timeout)
     out: BinaryIO = sys.stdout.buffer
     err: BinaryIO = sys.stderr.buffer
     colour = (sys.stdout.isatty(), sys.stderr.isatty())

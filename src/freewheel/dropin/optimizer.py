@@ -54,7 +54,7 @@ class SharedOptimizer(torch.optim.Optimizer):
         self._closed = True  # to further groups
         own = parameters.flat.clone() if method.exchange is not None else None
         statistics = parameters.statistics.clone()
-        self._views = Views(module, station.server, own, statistics, self._begin)
+        self._views = Views(module, station.server, own, statistics, self._begin, station.pulse.beat)
         self._context = WorkerContext(
             station.rank,
             station.equipment.setup.seed,
@@ -90,9 +90,18 @@ class SharedOptimizer(torch.optim.Optimizer):
         """What it does."""
         return self._station.equipment.method
 
+    def enter(self) -> None:
+        """The script begins a loop over a shard."""
+        self._station.pulse.enter()
+
+    def leave(self) -> None:
+        """It has left it."""
+        self._station.pulse.leave()
+
     def count(self, samples: int) -> None:
         """The gradients that come have these further examples behind them."""
         self._samples += samples
+        self._station.pulse.enter()  # again: a loop within this one may have been left
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -119,6 +128,7 @@ class SharedOptimizer(torch.optim.Optimizer):
         context.push_gradients(gradients)
         receipt, _ = station.delivery.conclude(context)
         station.tally.add(station.rank, context.samples, None if receipt is None else receipt.staleness)
+        station.pulse.beat()
         context.sequence += 1
         self._begun = False
         return loss

@@ -29,6 +29,7 @@ class Views:
         own: ``(layout.size,)``, the worker's own; None where it trains on the shared ones.
         statistics: ``(statistics_layout.size,)``, the worker's running statistics.
         begin: called before the module trains.
+        beat: called whenever the module is used.
     """
 
     def __init__(
@@ -38,10 +39,11 @@ class Views:
         own: Tensor | None,
         statistics: Tensor,
         begin: Callable[[], None],
+        beat: Callable[[], None],
     ) -> None:
         self.module = module
         self._server = server
-        self._begin = begin
+        self._begin, self._beat = begin, beat
         parameters = server.parameters
         self._training = twin(parameters, parameters.flat if own is None else own, statistics)
         self._differs = own is not None or statistics.numel() > 0
@@ -66,6 +68,7 @@ class Views:
 
     def forward(self) -> None:
         """The module is about to compute."""
+        self._beat()
         if self.module.training:
             self.train()
         else:

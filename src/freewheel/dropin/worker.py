@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from freewheel.dropin.membership import REMEDY, Membership
 from freewheel.dropin.messages import Register, Retire
 from freewheel.dropin.optimizer import SharedOptimizer, base_rate
-from freewheel.dropin.shard import Shard
+from freewheel.dropin.shard import Loop, Shard
 from freewheel.dropin.station import Station, alone, joined, wait_for_all
 from freewheel.engines.processes.messages import Line
 from freewheel.errors import ConfigurationError
@@ -201,28 +201,35 @@ class Worker:
                 " itertools.islice(batches, worker.rank, None, worker.workers)"
             )
         number, self._shards = self._shards, self._shards + 1
-        return Shard(loader, number, self.rank, self.workers, self._line, self._count, self._settle)
+        loop = Loop(self._enter, self._count, self._exit)
+        return Shard(loader, number, self.rank, self.workers, self._line, loop)
 
     def barrier(self) -> None:
         """Waits until every worker that still runs has called it."""
         if self._line is not None:
             wait_for_all(self._line)
 
-    def _count(self, samples: int) -> None:
+    def _enter(self) -> None:
         if self._optimizer is None:
             raise ConfigurationError(
                 "worker.shard() is iterated before worker.optimizer() was called; make the optimizer first"
             )
-        self._optimizer.count(samples)
+        self._optimizer.enter()
 
-    def _settle(self) -> None:
+    def _count(self, samples: int) -> None:
         if self._optimizer is not None:
-            self._optimizer.flush()
+            self._optimizer.count(samples)
+
+    def _exit(self, ended: bool) -> None:
+        if self._optimizer is not None:
+            self._optimizer.leave()
+            if ended:
+                self._optimizer.flush()
 
     def _leave(self) -> None:
         """The script ends: what is kept on the worker is pushed, and nobody waits for it any more."""
         with suppress(Exception):  # the launcher may be gone
-            self._settle()
+            self._exit(ended=True)
             if self._line is not None:
                 self._line.send(Retire())
 

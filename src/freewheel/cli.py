@@ -79,8 +79,18 @@ def freewheel_command(
 
 
 def main() -> None:
-    """The entry point; ``--debug`` may stand anywhere."""
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    if len(arguments) < len(sys.argv) - 1:
-        arguments.insert(0, "--debug")
-    app(arguments)
+    """The entry point."""
+    app(debug_first(sys.argv[1:]))
+
+
+def debug_first(arguments: list[str]) -> list[str]:
+    """``--debug`` may stand anywhere; ``run`` has it as an option of its own, for a script may have one, too.
+
+    Example:
+        >>> debug_first(["train", "images", "--debug"]), debug_first(["run", "script.py", "--debug"])
+        (['--debug', 'train', 'images'], ['run', 'script.py', '--debug'])
+    """
+    command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    if command == "run" or "--debug" not in arguments:
+        return arguments
+    return ["--debug", *[argument for argument in arguments if argument != "--debug"]]

@@ -23,6 +23,9 @@ targets = (inputs[:, 0] > 0).long()
 model = nn.Sequential(nn.Linear(10, 16 + worker.rank * ("differ" in sys.argv)), nn.ReLU(), nn.Linear(16, 2))
 optimizer = worker.optimizer(model, **json.loads(sys.argv[1]))
 scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
+stall = next((argument[6:] for argument in sys.argv if argument.startswith("stall=")), None)
+if stall is not None and worker.restarts:
+    open(stall, "x").close()
 dataset = TensorDataset(inputs, targets, torch.arange(61))
 loader = worker.shard(DataLoader(dataset, batch_size=4, shuffle="shuffle" in sys.argv))
 for epoch in range(4):
@@ -31,8 +34,19 @@ for epoch in range(4):
             worker.barrier()  # or one of them might do it all
         if "kill" in sys.argv and worker.rank == 1 and epoch == 1 and step == 2 and not worker.restarts:
             os.kill(os.getpid(), signal.SIGKILL)
+        if stall is not None:
+            worker.barrier()
+        if stall is not None and epoch == 1 and step == 2 and not worker.restarts:
+            while worker.rank == 1:
+                signal.pause()
+            model.eval()
+            while not os.path.exists(stall):
+                model(inputs)
+            model.train()
         optimizer.zero_grad()
         torch.autograd.backward(nn.functional.cross_entropy(model(x), y))
+        if step == 0:
+            print(json.dumps({"begins": epoch, "at": next(model.parameters()).sum().item()}))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 100.0)
         optimizer.step()
         print(json.dumps({"epoch": epoch, "indices": indices.tolist()}))

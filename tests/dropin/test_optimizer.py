@@ -96,11 +96,78 @@ def test_a_model_in_evaluation_shows_the_shared_weights() -> None:
         ((hogwild(lr=0.1),), {"lr": 0.1}, "is made already"),
         (("downpour",), {"momentum": 0.9}, "downpour has no setting 'momentum'; it has lr"),
         ((parallel_sgd(lr=0.1),), {}, "local_sgd"),
+        ((hogwild(lr=0.1, granularity="layer"),), {}, "leave it out"),
     ],
 )
 def test_what_cannot_be_is_refused(arguments: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         Worker(None, None).optimizer(nn.Linear(2, 2), *arguments, **settings)
+
+
+def started_with(method: str, **settings: Any) -> Worker:
+    return Worker(Membership(0, 2, 0, 5, "0.1.0", method, settings), None)
+
+
+@pytest.mark.parametrize(
+    ("own", "launcher", "message"),
+    [
+        (hogwild(lr=0.1), ("downpour", {}), "given --method downpour, the script has hogwild"),
+        ("hogwild", ("downpour", {}), "given --method downpour, the script has hogwild"),
+        (downpour(lr=0.1), ("downpour", {"push_every": 7}), "given --set push_every=7, but the script makes"),
+    ],
+)
+def test_a_choice_of_the_launcher_is_not_ignored(
+    own: Any, launcher: tuple[str, dict[str, Any]], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        started_with(launcher[0], **launcher[1]).optimizer(nn.Linear(2, 2), own)
+
+
+@pytest.mark.parametrize("own", [None, "downpour"])
+def test_settings_of_the_launcher_go_before_those_of_the_script(own: str | None) -> None:
+    optimizer = started_with("downpour", push_every=7).optimizer(nn.Linear(2, 2), own, lr=0.1, push_every=3)
+    assert optimizer.method.settings["push_every"] == 7
+
+
+@pytest.mark.parametrize("method", [downpour(lr=0.1), hogwild(lr=0.1)])
+def test_a_model_is_evaluated_in_inference_mode(method: Method) -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    optimizer = Worker(None, None).optimizer(model, method)
+    for _ in range(3):
+        model.train()
+        torch.autograd.backward(model(torch.randn(4, 3)).square().sum())
+        optimizer.step()
+        model.eval()
+        with torch.inference_mode():
+            inside = model(torch.ones(1, 3))
+        assert torch.equal(model(torch.ones(1, 3)), inside)
+    assert model.state_dict()["1.running_mean"].abs().sum() > 0
+
+
+def test_a_model_that_was_converted_is_refused() -> None:
+    model = nn.Conv2d(2, 2, 3)
+    optimizer = Worker(None, None).optimizer(model, hogwild(lr=0.1))
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's has no such overload
+    torch.autograd.backward(model(torch.ones(1, 2, 3, 3)).sum())
+    with pytest.raises(ConfigurationError, match="'weight' is no longer the shared one"):
+        optimizer.step()
+
+
+def test_weights_that_are_loaded_late_can_be_looked_at_but_not_trained() -> None:
+    model = nn.Linear(3, 1)
+    best = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    Worker(None, None).optimizer(model, downpour(lr=0.1))
+    before = model.weight.detach().clone()
+    model.load_state_dict(best)
+    model.eval()
+    assert model(torch.ones(1, 3)).item() == 0
+    assert model.state_dict()["weight"].abs().sum() == 0
+    model.train()
+    with pytest.raises(ConfigurationError, match="load them before"):
+        model(torch.ones(1, 3))
+    copied = copy.deepcopy(model)
+    assert copied(torch.ones(1, 3)).item() == 0
+    assert before.abs().sum() > 0
 
 
 def test_variables_of_the_launcher_are_checked() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,9 +28,14 @@ def command(*arguments: str, workers: int = 2) -> list[str]:
     return [sys.executable, "-m", "freewheel", "run", "--workers", str(workers), *arguments]
 
 
-def run(*arguments: str, workers: int = 2) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, workers: int = 2, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*arguments, workers=workers), capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        command(*arguments, workers=workers),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+        cwd=folder,
     )
 
 
@@ -72,6 +78,24 @@ def test_two_synchronous_workers_equal_one_optimizer_on_joined_batches() -> None
     assert torch.allclose(torch.tensor(weights), expected, atol=1e-5)
 
 
+def test_in_rounds_all_begin_an_epoch_with_the_same_weights() -> None:
+    done = run(str(SCRIPT), '{"method": "local_sgd", "steps": 3, "lr": 0.1}', workers=3)
+    assert done.returncode == 0, done.stderr
+    begun = [(said["begins"], said["at"]) for _, said in told(done.stdout) if "begins" in said]
+    assert Counter(epoch for epoch, _ in begun) == dict.fromkeys(range(4), 3)
+    assert len(set(begun)) == 4
+
+
+def test_a_module_gets_all_that_comes_after_its_name(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "shown.py").write_text("import sys; print(__name__, sys.argv[1:])")
+    arguments = ["--debug", "--workers", "9", "-m", "--", "x"]
+    done = run("--module", "package.shown", *arguments, workers=1, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"[0] __main__ {arguments}\n"
+
+
 @pytest.mark.parametrize("method", ["hogwild", "downpour"])
 def test_a_killed_worker_comes_back_and_every_sample_is_computed(method: str) -> None:
     done = run("--method", method, str(SCRIPT), '{"lr": 0.05}', "kill", "shuffle")
@@ -83,6 +107,17 @@ def test_a_killed_worker_comes_back_and_every_sample_is_computed(method: str) ->
     assert len(epochs) == 4
     [accuracy] = [said["accuracy"] for _, said in told(done.stdout) if "accuracy" in said]
     assert accuracy > 0.8
+
+
+def test_a_worker_that_hangs_is_replaced_and_one_that_evaluates_is_not(tmp_path: Path) -> None:
+    done = run("--step-timeout", "5s", str(SCRIPT), '{"lr": 0.05}', f"stall={tmp_path / 'again'}")
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"worker 1 hung \(no sign of life for \d+ s\) and was killed; started again", done.stderr
+    )
+    assert done.stderr.count("started again") == 1
+    epochs = computed(done.stdout)
+    assert [len(epochs[epoch]) for epoch in range(4)] == [61] * 4
 
 
 def test_a_script_that_fails_at_once_ends_the_run_with_its_code() -> None:

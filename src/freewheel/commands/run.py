@@ -9,9 +9,11 @@ from typing import Annotated, Any, BinaryIO
 import typer
 
 from freewheel.commands import shell
+from freewheel.commands.options import parse_step_timeout
 from freewheel.commands.values import parse_setting
 from freewheel.errors import ConfigurationError
-from freewheel.methods import METHODS, by_name
+from freewheel.job import Supervision
+from freewheel.methods import METHODS
 
 Script = Annotated[
     list[str],
@@ -29,18 +31,31 @@ def run(
             "--method",
             metavar="NAME",
             show_default=False,
-            help=f"One of {', '.join(METHODS)}; for scripts that leave it to the launcher.",
+            help=f"One of {', '.join(METHODS)}; a script that has another of its own is refused.",
         ),
     ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="NAME=VALUE", show_default=False, help="A setting of --method, such as bound=3."
+            "--set",
+            metavar="NAME=VALUE",
+            show_default=False,
+            help="A setting of --method, such as bound=3; goes before the script's.",
         ),
     ] = None,
     max_restarts: Annotated[
         int, typer.Option("--max-restarts", metavar="R", help="Deaths that the run survives.")
     ] = 3,
+    step_timeout: Annotated[
+        str | None,
+        typer.Option(
+            "--step-timeout",
+            metavar="TIME",
+            show_default=False,
+            help="A worker that gives no sign of life for so long within its loop over worker.shard (no"
+            " batch, forward pass or step) hangs, and is started again: 30s, 5min. Default: never.",
+        ),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -51,7 +66,8 @@ def run(
         ),
     ] = None,
     pin: Annotated[bool, typer.Option("--pin", help="Bind each worker to cores of its own.")] = False,
-    module: Annotated[bool, typer.Option("-m", help="SCRIPT is the name of a module.")] = False,
+    module: Annotated[bool, typer.Option("--module", "-m", help="SCRIPT is the name of a module.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", hidden=True)] = False,
 ) -> None:
     """Run a PyTorch script in several processes that train one model.
 
@@ -73,14 +89,15 @@ def run(
     """
     from freewheel.dropin.launcher import Launcher, Plan
 
+    shell.set_debugging(debug or shell.debugging())
     chosen = _settings(method, settings)
     for name, value, least in (("workers", workers, 1), ("max_restarts", max_restarts, 0)):
         if value < least:
             raise ConfigurationError(f"`{name}` must be a whole number >= {least}, got {value}")
     if threads is not None and threads < 1:
         raise ConfigurationError(f"`threads` must be a whole number >= 1, got {threads}")
-    command = _command(script, module)
-    plan = Plan(command, workers, method, chosen, max_restarts, pin, threads)
+    timeout = Supervision(step_timeout=parse_step_timeout(step_timeout)).step_timeout
+    plan = Plan(_command(script, module), workers, method, chosen, max_restarts, pin, threads, timeout)
     out: BinaryIO = sys.stdout.buffer
     err: BinaryIO = sys.stderr.buffer
     colour = (sys.stdout.isatty(), sys.stderr.isatty())
@@ -93,7 +110,7 @@ def run(
             f" staleness {total.staleness:.2f}{restarts}"
         )
     if outcome.code:
-        shell.say_error(f"{outcome.reason}; its own message stands above" if outcome.reason else "")
+        shell.say_error(f"{outcome.reason}; its own message stands above")
         raise typer.Exit(outcome.code)
 
 
@@ -102,8 +119,6 @@ def _say(message: str) -> None:
 
 
 def _settings(method: str | None, given: list[str] | None) -> dict[str, Any]:
-    if method is not None:
-        by_name(method)
     chosen = dict(parse_setting(one) for one in given or ())
     if chosen and method is None:
         raise ConfigurationError("`set` is of a method; name it: --method downpour --set push_every=5")

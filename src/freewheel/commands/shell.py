@@ -123,6 +123,7 @@ OPTION_OF = {
             *("granularity", "epochs", "max_seconds", "max_samples", "target", "evaluate_every", "seed"),
             *("intra_op_threads", "precision", "run_dir", "seeds", "record", "until"),
             *("set", "compression", "slow", "die", "checkpoint_every", "keep_checkpoints", "resume"),
+            *("max_restarts", "step_timeout"),
             *("corrupt", "lose", "spread", "slowdown", "stragglers", "step_time", "shards", "times_from"),
         )
     },

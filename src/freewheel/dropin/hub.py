@@ -26,6 +26,7 @@ from freewheel.dropin.messages import (
     Unordered,
     Welcome,
 )
+from freewheel.dropin.pulse import Pulse
 from freewheel.dropin.tally import Tally
 from freewheel.engines.processes.board import Board
 from freewheel.engines.processes.mailbox import Mailbox
@@ -52,6 +53,7 @@ class Common(NamedTuple):
     mailboxes: list[Mailbox]
     gated: bool
     tally: Tally
+    board: Board
     arena: Arena
     parcel: Parcel
 
@@ -102,10 +104,19 @@ class Hub:
             deal.bury(worker)
         if for_good:
             self._gone.add(worker)
+        if self.common is not None:
+            Pulse(self.common.board, worker).leave()
         self._retire(worker)
         self._admit()
         self._open_barrier()
         self._open_door()
+
+    def is_busy(self, worker: int) -> bool:
+        """Whether the worker is within its loop, and waits for nobody: it is to be heard of."""
+        if self.common is None or not self.common.board.batch[worker]:
+            return False
+        held = worker in self._waiting or worker in self._at_barrier or worker in self._at_door
+        return not held
 
     def close(self) -> None:
         """Lets go of the shared memory."""
@@ -212,10 +223,13 @@ class Hub:
             "mailboxes": mailboxes,
             "gated": gated,
             "tally": tally,
+            "board": board,
             "scale": scale,
         }
         parcel = packed(kit, arena)
-        return Common(parameters, method, register.label, server, mailboxes, gated, tally, arena, parcel)
+        return Common(
+            parameters, method, register.label, server, mailboxes, gated, tally, board, arena, parcel
+        )
 
     # --- who takes part ---
 

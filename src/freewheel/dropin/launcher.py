@@ -23,6 +23,7 @@ from freewheel.dropin.membership import Membership
 from freewheel.dropin.output import Prefixed
 from freewheel.dropin.tally import Total
 from freewheel.engines.processes.messages import Line
+from freewheel.engines.supervisor import Watch
 
 POLL_S = 0.2
 PATIENCE_S = 5.0  # for workers that are to end, before they are killed
@@ -42,6 +43,7 @@ class Plan(NamedTuple):
         max_restarts: deaths in the whole run after which another ends it.
         pin: bind each worker to cores of its own.
         threads: intra-op threads of each; None leaves OMP_NUM_THREADS as it is, or makes it 1.
+        step_timeout: seconds without a sign of life after which a worker hangs; None: nobody does.
     """
 
     command: Sequence[str]
@@ -51,6 +53,7 @@ class Plan(NamedTuple):
     max_restarts: int = 3
     pin: bool = False
     threads: int | None = None
+    step_timeout: float | None = None
 
 
 class Outcome(NamedTuple):
@@ -77,6 +80,7 @@ class Member:
     process: subprocess.Popen[bytes]
     streams: dict[BinaryIO, Prefixed]
     steps: int = 0  # it had taken in all when this life began
+    silent: float | None = None  # for so many seconds, for which it was killed
     over: bool = False
 
 
@@ -106,6 +110,7 @@ class Launcher:
         self._signals: list[int] = []  # not passed on yet
         self._ending: float | None = None  # when the patience with workers that are to end is over
         self._told = False  # a signal was passed on: nobody is restarted
+        self._watch: Watch | None = None
 
     def run(self) -> Outcome:
         """Runs the script to its end, whatever happens; afterwards no process is left."""
@@ -200,11 +205,27 @@ class Launcher:
             except (EOFError, OSError):
                 self._selector.unregister(key.fileobj)  # it has closed its end; its exit code tells why
         self._pass_on()
+        self._look()
         for member in list(self._members.values()):
             if member.process.poll() is not None:
                 self._ended(member)
         if self._ending is not None and time.monotonic() > self._ending:
             for member in self._members.values():
+                _kill(member.process)
+
+    def _look(self) -> None:
+        """Kills who hangs: whoever is to be heard of, and is not."""
+        common, timeout = self._hub.common, self.plan.step_timeout
+        if common is None or timeout is None:
+            return
+        if self._watch is None:
+            self._watch = Watch(common.board, self.plan.workers, timeout)
+        self._watch.begin()
+        for rank, member in self._members.items():
+            if not self._hub.is_busy(rank):
+                self._watch.rest(rank)
+            elif (silent := self._watch.look(rank)) is not None:
+                member.silent = silent
                 _kill(member.process)
 
     def _read(self, member: Member, pipe: BinaryIO) -> bool:
@@ -235,15 +256,16 @@ class Launcher:
         with suppress(KeyError):
             self._selector.unregister(self._hub.lines[rank])
         del self._members[rank]
+        how = worded(code, member.silent)
         again = code != 0 and self._may_restart(member)
         self._hub.bury(rank, for_good=not again)
         if again:
             self._restarts[rank] += 1
             left = self.plan.max_restarts - sum(self._restarts)
-            self._say(f"worker {rank} {worded(code)}; started again ({left} restarts left)")
+            self._say(f"worker {rank} {how}; started again ({left} restarts left)")
             self._start(rank)
         elif code != 0:
-            self._fail(rank, code)
+            self._fail(code, f"worker {rank} {how}")
 
     def _may_restart(self, member: Member) -> bool:
         """A death is worth another try within the budget, and where the life that ended took a step."""
@@ -251,12 +273,12 @@ class Launcher:
             return False
         return self._steps(member.rank) > member.steps
 
-    def _fail(self, rank: int, code: int) -> None:
+    def _fail(self, code: int, reason: str) -> None:
         """The first failure is the run's: the others are ended."""
         if self._code:
             return
         self._code = code if code > 0 else 128 - code
-        self._reason = f"worker {rank} {worded(code)}"
+        self._reason = reason
         if self._members and self._ending is None:
             self._end(signal.SIGTERM)
 
@@ -343,13 +365,19 @@ class _Child:
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def worded(code: int) -> str:
+def worded(code: int, silent: float | None = None) -> str:
     """How a process has ended.
+
+    Args:
+        code: minus the signal that has killed it, if one has.
+        silent: seconds without a sign of life for which it was killed.
 
     Example:
         >>> worded(3), worded(-9)
         ('has ended with exit code 3', 'was killed by SIGKILL')
     """
+    if code < 0 and silent is not None:
+        return f"hung (no sign of life for {silent:.0f} s) and was killed"
     if code >= 0:
         return f"has ended with exit code {code}"
     try:

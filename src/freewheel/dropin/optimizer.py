@@ -28,8 +28,9 @@ RULES = "rules"
 class SharedOptimizer(torch.optim.Optimizer):
     """Steps over weights that several workers share; made by :meth:`Worker.optimizer`.
 
-    ``step()`` hands the gradients to the method, waits where the method waits, and leaves the weights for the
-    next step in the model. Gradients are used up: they are None afterwards, as after ``zero_grad()``.
+    ``step()`` hands the gradients to the method, and waits where the method waits. The model gets the weights
+    for the next step when it computes. Gradients are used up: they are None afterwards, as after
+    ``zero_grad()``.
 
     ``param_groups[0]["lr"]`` begins with the rate of the method. What a scheduler makes of it reaches the
     rule as a factor: the first worker's holds for all. Where the rule has no single rate (``partition``), it
@@ -43,6 +44,7 @@ class SharedOptimizer(torch.optim.Optimizer):
     def __init__(self, module: nn.Module, station: Station) -> None:
         self._station = station
         self._closed = False
+        self._begun = False  # the step under way has the weights that it is to have
         self._samples = 0  # given to the worker since the last step
         parameters, method = station.server.parameters, station.equipment.method
         by_name = dict(module.named_parameters())
@@ -52,7 +54,7 @@ class SharedOptimizer(torch.optim.Optimizer):
         self._closed = True  # to further groups
         own = parameters.flat.clone() if method.exchange is not None else None
         statistics = parameters.statistics.clone()
-        self._views = Views(module, station.server, own, statistics)
+        self._views = Views(module, station.server, own, statistics, self._begin, station.pulse.beat)
         self._context = WorkerContext(
             station.rank,
             station.equipment.setup.seed,
@@ -65,7 +67,6 @@ class SharedOptimizer(torch.optim.Optimizer):
         self._link = self._linked(own)
         station.delivery.open()
         station.delivery.may_begin(asks=False)
-        self._begin()
 
     def _linked(self, own: Tensor | None) -> Link | None:
         station = self._station
@@ -89,9 +90,18 @@ class SharedOptimizer(torch.optim.Optimizer):
         """What it does."""
         return self._station.equipment.method
 
+    def enter(self) -> None:
+        """The script begins a loop over a shard."""
+        self._station.pulse.enter()
+
+    def leave(self) -> None:
+        """It has left it."""
+        self._station.pulse.leave()
+
     def count(self, samples: int) -> None:
         """The gradients that come have these further examples behind them."""
         self._samples += samples
+        self._station.pulse.enter()  # again: a loop within this one may have been left
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -108,6 +118,7 @@ class SharedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._views.train()
+        self._views.check()
         gradients = [weight.grad for weight in self._weights]
         for weight in self._weights:
             weight.grad = None
@@ -117,8 +128,9 @@ class SharedOptimizer(torch.optim.Optimizer):
         context.push_gradients(gradients)
         receipt, _ = station.delivery.conclude(context)
         station.tally.add(station.rank, context.samples, None if receipt is None else receipt.staleness)
+        station.pulse.beat()
         context.sequence += 1
-        self._begin()
+        self._begun = False
         return loss
 
     def _set_rate(self) -> None:
@@ -126,7 +138,14 @@ class SharedOptimizer(torch.optim.Optimizer):
             self._station.scale[0] = self.param_groups[0]["lr"] / self._base
 
     def _begin(self) -> None:
-        """The weights for the next step: a pull, or the live ones with their version."""
+        """The weights for a step: a pull, or the live ones with their version.
+
+        When the module computes, not when the step before is over: between the two lie evaluations, and the
+        rounds that others have in the rest of an epoch.
+        """
+        if self._begun:
+            return
+        self._begun = True
         if self._link is not None:
             self._link.begin()
             return
@@ -135,12 +154,12 @@ class SharedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def flush(self) -> None:
-        """Pushes what the method keeps on the worker; the next step begins from the shared weights again."""
+        """Pushes what the method keeps on the worker."""
         self._opt_called = (
             True  # an epoch without a batch for this worker is no mistake: schedulers warn of one
         )
         if self._link is not None and self._link.flush(final=True):
-            self._begin()
+            self._begun = False
 
     # --- state ---
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -16,8 +16,19 @@ from freewheel.dropin.messages import Dealt, Exhausted, Order, Retire, Returned,
 from freewheel.dropin.station import asked
 from freewheel.engines.processes.messages import Line
 
-Count = Callable[[int], None]
-"""Told how many examples a batch has that the worker is given."""
+
+class Loop(NamedTuple):
+    """What is told of a script's loop over a shard.
+
+    Attributes:
+        enter: it begins.
+        given: the worker is given a batch of so many examples.
+        leave: it is left; whether its epoch has ended.
+    """
+
+    enter: Callable[[], None]
+    given: Callable[[int], None]
+    leave: Callable[[bool], None]
 
 
 @final
@@ -38,8 +49,7 @@ class Shard:
         rank: which worker.
         workers: how many there are.
         line: to the launcher; None where this worker is alone.
-        count: told of examples.
-        settle: called at the end of every epoch.
+        loop: told of every epoch.
     """
 
     def __init__(
@@ -49,12 +59,11 @@ class Shard:
         rank: int,
         workers: int,
         line: Line | None,
-        count: Count,
-        settle: Callable[[], None],
+        loop: Loop,
     ) -> None:
         self.loader = loader
         self._rank, self._workers = rank, workers
-        self._line, self._count, self._settle = line, count, settle
+        self._line, self._loop = line, loop
         self._epoch = 0
         self._leases = self._dealt = None
         if line is not None and not isinstance(loader.dataset, IterableDataset):
@@ -79,9 +88,10 @@ class Shard:
     def _numbered(self, epoch: int, leases: _Leases, dealt: DataLoader[Any]) -> Iterator[Any]:
         leases.epoch = epoch
         ended = False
+        self._loop.enter()
         try:
             for batch in dealt:
-                self._count(leases.samples())
+                self._loop.given(leases.samples())
                 yield batch
                 leases.finish()
             ended = True
@@ -91,17 +101,17 @@ class Shard:
 
     def _every_nth(self) -> Iterator[Any]:
         ended = False
+        self._loop.enter()
         try:
             for batch in islice(self.loader, self._rank, None, self._workers):
-                self._count(examples(batch))
+                self._loop.given(examples(batch))
                 yield batch
             ended = True
         finally:
             self._retire(ended)
 
     def _retire(self, ended: bool) -> None:
-        if ended:
-            self._settle()
+        self._loop.leave(ended)
         if self._line is not None:
             with suppress(OSError):  # the launcher is gone: the next step will say so
                 self._line.send(Retire())

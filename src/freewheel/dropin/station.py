@@ -12,7 +12,9 @@ import torch
 
 from freewheel.dropin.hub import scaled
 from freewheel.dropin.messages import Barrier, Passed, Refused, Register, Welcome
+from freewheel.dropin.pulse import Pulse
 from freewheel.dropin.tally import Tally
+from freewheel.engines.processes.board import Board
 from freewheel.engines.processes.delivery import Delivery, Direct, Served
 from freewheel.engines.processes.mailbox import Mailbox
 from freewheel.engines.processes.messages import Line
@@ -38,6 +40,7 @@ class Station:
         delivery: where updates go.
         tally: what each worker has done.
         scale: ``(1,)`` float64, by which learning rates are multiplied; the first worker writes it.
+        pulse: its signs of life.
     """
 
     rank: int
@@ -47,6 +50,7 @@ class Station:
     delivery: Delivery
     tally: Tally
     scale: torch.Tensor
+    pulse: Pulse
 
 
 def alone(parameters: Parameters, method: Method, seed: int) -> Station:
@@ -55,7 +59,8 @@ def alone(parameters: Parameters, method: Method, seed: int) -> Station:
     scale = scaled(server, method, None)
     tally = Tally(torch.zeros((1, WORDS), dtype=torch.int64))
     equipment = Equipment(parameters, method, Setup(1, seed=seed), None)
-    return Station(0, 0, equipment, server, Direct(server, Life()), tally, scale)
+    pulse = Pulse(Board(torch.zeros((2, WORDS), dtype=torch.int64)), 0)
+    return Station(0, 0, equipment, server, Direct(server, Life()), tally, scale, pulse)
 
 
 def joined(line: Line, rank: int, life: int, register: Register) -> Station:
@@ -78,7 +83,8 @@ def joined(line: Line, rank: int, life: int, register: Register) -> Station:
     server: Server = kit["server"]
     known = Life(life)
     delivery = Served(line, mailboxes[rank], kit["gated"], known) if mailboxes else Direct(server, known)
-    return Station(rank, life, kit["equipment"], server, delivery, kit["tally"], kit["scale"])
+    pulse = Pulse(kit["board"], rank)
+    return Station(rank, life, kit["equipment"], server, delivery, kit["tally"], kit["scale"], pulse)
 
 
 def asked(line: Line, message: Any) -> Any:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from freewheel.dropin.membership import REMEDY, Membership
 from freewheel.dropin.messages import Register, Retire
 from freewheel.dropin.optimizer import SharedOptimizer, base_rate
-from freewheel.dropin.shard import Shard
+from freewheel.dropin.shard import Loop, Shard
 from freewheel.dropin.station import Station, alone, joined, wait_for_all
 from freewheel.engines.processes.messages import Line
 from freewheel.errors import ConfigurationError
@@ -106,11 +106,11 @@ class Worker:
             method: such as ``freewheel.downpour(lr=0.01)``, or the name of one. None is what the launcher
                 was given as ``--method``, or Hogwild!.
             **settings: of a method that is given by name, or by the launcher: ``lr=0.01, momentum=0.9``, or
-                ``rule=freewheel.rules.adamw(1e-3)``. What the launcher was given with ``--set`` goes first.
+                ``rule=freewheel.rules.adamw(1e-3)``. What the launcher was given with ``--set`` goes before.
 
         Raises:
             ConfigurationError: a model or method that cannot be used, or that differs from the other
-                workers'; called twice.
+                workers' or the launcher's; called twice.
         """
         if self._optimizer is not None:
             raise ConfigurationError("worker.optimizer() was called before; a worker trains one model")
@@ -127,37 +127,45 @@ class Worker:
         return self._optimizer
 
     def _method(self, method: Method | str | None, settings: dict[str, Any]) -> Method:
-        name = method
-        if method is None and self._place is not None:
-            name = self._place.method
-            settings = {**settings, **self._place.settings}
+        self._check_choice(method)
         if isinstance(method, Method):
-            self._check_choice(method)
             if settings:
                 raise ConfigurationError(
                     f"`method` is made already; give {', '.join(settings)} to it: {method.name}(...)"
                 )
             chosen = method
-        elif settings:
-            name = "hogwild" if name is None else name
-            by_name(name)
-            assert isinstance(name, str)
-            chosen = made(name, settings)
+        elif self._place is None:
+            chosen = made(method, settings)
         else:
-            chosen = by_name(name)
+            chosen = made(method or self._place.method, {**settings, **self._place.settings})
         if chosen.name == "parallel_sgd":
             raise ConfigurationError(
                 "`method`: parallel_sgd averages when everybody stands still, which a script never does; use"
                 " local_sgd(steps=...)"
             )
+        if chosen.granularity == "layer":
+            raise ConfigurationError(
+                "`granularity`='layer' updates within the backward pass, but a script updates in"
+                " optimizer.step(); leave it out"
+            )
         return chosen
 
-    def _check_choice(self, method: Method) -> None:
-        asked = None if self._place is None else self._place.method
-        if asked is not None and asked != method.name:
+    def _check_choice(self, method: Method | str | None) -> None:
+        """What the launcher was given is not ignored silently where the script has a method of its own."""
+        place = self._place
+        if place is None or place.method is None or not isinstance(method, Method | str):
+            return
+        name = method.name if isinstance(method, Method) else method
+        if name != place.method:
             raise ConfigurationError(
-                f"`method`: the launcher was given --method {asked}, the script has {method.name}(...); leave"
+                f"`method`: the launcher was given --method {place.method}, the script has {name}; leave"
                 " --method out, or let it choose: worker.optimizer(model, lr=...)"
+            )
+        if isinstance(method, Method) and place.settings:
+            given = " ".join(f"--set {setting}={value}" for setting, value in place.settings.items())
+            raise ConfigurationError(
+                f"`method`: the launcher was given {given}, but the script makes its {name}(...) itself;"
+                f" leave --set out, or let it choose: worker.optimizer(model, {name!r}, lr=...)"
             )
 
     def _station(self, parameters: Parameters, method: Method) -> Station:
@@ -193,44 +201,56 @@ class Worker:
                 " itertools.islice(batches, worker.rank, None, worker.workers)"
             )
         number, self._shards = self._shards, self._shards + 1
-        return Shard(loader, number, self.rank, self.workers, self._line, self._count, self._settle)
+        loop = Loop(self._enter, self._count, self._exit)
+        return Shard(loader, number, self.rank, self.workers, self._line, loop)
 
     def barrier(self) -> None:
         """Waits until every worker that still runs has called it."""
         if self._line is not None:
             wait_for_all(self._line)
 
-    def _count(self, samples: int) -> None:
+    def _enter(self) -> None:
         if self._optimizer is None:
             raise ConfigurationError(
                 "worker.shard() is iterated before worker.optimizer() was called; make the optimizer first"
             )
-        self._optimizer.count(samples)
+        self._optimizer.enter()
 
-    def _settle(self) -> None:
+    def _count(self, samples: int) -> None:
         if self._optimizer is not None:
-            self._optimizer.flush()
+            self._optimizer.count(samples)
+
+    def _exit(self, ended: bool) -> None:
+        if self._optimizer is not None:
+            self._optimizer.leave()
+            if ended:
+                self._optimizer.flush()
 
     def _leave(self) -> None:
         """The script ends: what is kept on the worker is pushed, and nobody waits for it any more."""
         with suppress(Exception):  # the launcher may be gone
-            self._settle()
+            self._exit(ended=True)
             if self._line is not None:
                 self._line.send(Retire())
 
 
-def made(name: str, settings: dict[str, Any]) -> Method:
-    """The method of this name with these settings.
+def made(name: str | None, settings: dict[str, Any]) -> Method:
+    """The method of this name with these settings; None is Hogwild!.
 
     Raises:
-        ConfigurationError: a setting that it does not have; the message lists those that it has.
+        ConfigurationError: no such method; a setting that it does not have. The message lists those that
+            there are.
 
     Example:
         >>> made("stale_synchronous", {"bound": 2}).gate.describe
         'bounded(2)'
     """
-    known = inspect.signature(METHODS[name]).parameters
+    plain = by_name(name)
+    if not settings:
+        return plain
+    factory = METHODS[plain.name]
+    known = inspect.signature(factory).parameters
     unknown = sorted(settings.keys() - known.keys())
     if unknown:
-        raise ConfigurationError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known)}")
-    return METHODS[name](**settings)
+        raise ConfigurationError(f"{plain.name} has no setting {unknown[0]!r}; it has {', '.join(known)}")
+    return factory(**settings)

@@ -9,8 +9,18 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.optim import lr_scheduler
 
-from freewheel import ConfigurationError, Method, downpour, hogwild, parallel_sgd, rules, synchronous
+from freewheel import (
+    ConfigurationError,
+    Method,
+    downpour,
+    hogwild,
+    local_sgd,
+    parallel_sgd,
+    rules,
+    synchronous,
+)
 from freewheel.dropin.membership import Membership
 from freewheel.dropin.worker import Worker
 
@@ -23,8 +33,18 @@ def network() -> nn.Module:
     return model
 
 
-def trained(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 12) -> list[torch.Tensor]:
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.5)
+SCHEDULERS: dict[str, Callable[[Any], Any]] = {
+    "step": lambda optimizer: lr_scheduler.StepLR(optimizer, 3, 0.5),
+    "warm-up": lambda optimizer: lr_scheduler.LambdaLR(optimizer, lambda epoch: min(1.0, (epoch + 1) / 5)),
+    "plateau": lambda optimizer: lr_scheduler.ReduceLROnPlateau(optimizer, patience=1),
+    "one cycle": lambda optimizer: lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=12),
+}
+
+
+def trained(
+    model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 12, schedule: str = "step"
+) -> list[torch.Tensor]:
+    scheduler = SCHEDULERS[schedule](optimizer)
     generator = torch.Generator().manual_seed(5)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -32,7 +52,7 @@ def trained(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 12)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        scheduler.step()
+        scheduler.step(*[loss.item()] * (schedule == "plateau"))
     return [parameter.detach().clone() for parameter in model.parameters()]
 
 
@@ -40,18 +60,22 @@ TWINS: list[tuple[Method, Callable[[Any], torch.optim.Optimizer]]] = [
     (hogwild(lr=0.1, momentum=0.9), lambda p: torch.optim.SGD(p, 0.1, momentum=0.9)),
     (synchronous(lr=0.1, momentum=0.5), lambda p: torch.optim.SGD(p, 0.1, momentum=0.5)),
     (hogwild(rule=rules.adam(0.01)), lambda p: torch.optim.Adam(p, 0.01)),
+    (hogwild(rule=rules.adamw(0.01)), lambda p: torch.optim.AdamW(p, 0.01)),
+    (hogwild(rule=rules.rmsprop(0.01, momentum=0.9)), lambda p: torch.optim.RMSprop(p, 0.01, momentum=0.9)),
+    (local_sgd(steps=1, lr=0.1, momentum=0.9), lambda p: torch.optim.SGD(p, 0.1, momentum=0.9)),
 ]
 
 
+@pytest.mark.parametrize("schedule", SCHEDULERS)
 @pytest.mark.parametrize(("method", "twin"), TWINS)
 def test_it_equals_its_twin_with_a_scheduler_and_clipping(
-    method: Method, twin: Callable[[Any], torch.optim.Optimizer]
+    method: Method, twin: Callable[[Any], torch.optim.Optimizer], schedule: str
 ) -> None:
     model, other = network(), network()
     optimizer = Worker(None, None).optimizer(model, method)
     assert isinstance(optimizer, torch.optim.Optimizer)
-    expected = trained(other, twin(other.parameters()))
-    for own, theirs in zip(trained(model, optimizer), expected, strict=True):
+    expected = trained(other, twin(other.parameters()), schedule=schedule)
+    for own, theirs in zip(trained(model, optimizer, schedule=schedule), expected, strict=True):
         assert torch.allclose(own, theirs, atol=1e-6)
 
 

@@ -52,8 +52,8 @@ def run(
             "--step-timeout",
             metavar="TIME",
             show_default=False,
-            help="A worker that gives no sign of life for so long within its loop over worker.shard (no"
-            " batch, forward pass or step) hangs, and is started again: 30s, 5min. Default: never.",
+            help="A worker that gives no sign of life for so long within its loop over worker.shard (batch,"
+            " forward pass or step) hangs, and is started again: 30s, 5min. Default: never.",
         ),
     ] = None,
     threads: Annotated[

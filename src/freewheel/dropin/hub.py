@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import socket
 from collections.abc import Sequence
@@ -211,7 +212,7 @@ class Hub:
         server = Server(parameters, rule, workers, method.rounds, None, backup=method.backup, seed=self.seed)
         board = Board.within(arena, workers, 1)
         share(server, arena, board)
-        tally, scale = Tally.within(arena, workers), scaled(server, method, arena)
+        tally, controls = Tally.within(arena, workers), controlled(server, method, arena)
         gated = workers > 1 and not method.rounds and not method.gate.open
         serves = gated or (workers > 1 and (method.rounds or rule.exclusive))
         mailboxes = Mailbox.within(arena, parameters, workers, method.keeps_pulled) if serves else []
@@ -224,7 +225,7 @@ class Hub:
             "gated": gated,
             "tally": tally,
             "board": board,
-            "scale": scale,
+            "controls": controls,
         }
         parcel = packed(kit, arena)
         return Common(
@@ -342,15 +343,15 @@ def _send_descriptors(line: Line, descriptors: Sequence[int]) -> None:
         reduction.sendfds(connection, list(descriptors))
 
 
-def scaled(server: Server, method: Method, arena: Arena | None) -> torch.Tensor:
-    """What learning rates are multiplied by, ``(1,)`` float64: 1, until a scheduler changes it."""
-    shape, dtype = (1,), torch.float64
-    [scale] = arena.zeros(shape, dtype=dtype) if arena is not None else [torch.zeros(shape, dtype=dtype)]
-    scale.fill_(1.0)
+def controlled(server: Server, method: Method, arena: Arena | None) -> torch.Tensor:
+    """The controls of the rule that descends, ``(2,)`` float64: its own, until a scheduler changes them."""
+    shape, dtype = (2,), torch.float64
+    [controls] = arena.zeros(shape, dtype=dtype) if arena is not None else [torch.zeros(shape, dtype=dtype)]
+    controls[0], controls[1] = 1.0, math.nan
     if method.inner is None:  # else the server only averages
         for slot in server.book.slots:
-            slot.context.scale = scale
-    return scale
+            slot.context.controls = controls
+    return controls
 
 
 def difference(register: Register, parameters: Parameters, label: str) -> str | None:

@@ -16,7 +16,7 @@ from freewheel.errors import ConfigurationError
 from freewheel.exchanges import Local
 from freewheel.link import Link
 from freewheel.methods import Method
-from freewheel.rules.base import State, restore
+from freewheel.rules.base import Rule, State, restore
 from freewheel.server import Receipt
 from freewheel.tasks import WorkerContext
 from freewheel.update import Update
@@ -34,7 +34,8 @@ class SharedOptimizer(torch.optim.Optimizer):
 
     ``param_groups[0]["lr"]`` begins with the rate of the method. What a scheduler makes of it reaches the
     rule as a factor: the first worker's holds for all. Where the rule has no single rate (``partition``), it
-    begins with 1, and is the factor itself.
+    begins with 1, and is the factor itself. A rule with momentum has ``"momentum"`` there, or Adam's
+    ``"betas"``, of which the first is heeded.
 
     Args:
         module: the user's; its weights become views of the shared ones, or of the worker's own.
@@ -50,7 +51,9 @@ class SharedOptimizer(torch.optim.Optimizer):
         by_name = dict(module.named_parameters())
         self._weights = [by_name[entry.name] for entry in parameters.layout.trainable]
         self._base = base_rate(method, station.server.workers)
-        super().__init__([{"params": self._weights}], {"lr": self._base})
+        self._momentum = descent(method, station.server.workers).momentum
+        defaults = dict([self._momentum] if self._momentum is not None else [])
+        super().__init__([{"params": self._weights}], {"lr": self._base, **defaults})
         self._closed = True  # to further groups
         own = parameters.flat.clone() if method.exchange is not None else None
         statistics = parameters.statistics.clone()
@@ -74,7 +77,7 @@ class SharedOptimizer(torch.optim.Optimizer):
             return None
         tally, rank = station.tally, station.rank
         local: Local = station.equipment.local(rank, own, lambda: pace(rank, tally.steps()))
-        local = replace(local, scale=station.scale)
+        local = replace(local, controls=station.controls)
         return station.equipment.link(self._context, local, station.server.pull, self._send, self._send_now)
 
     def _send(self, update: Update) -> Receipt | None:
@@ -124,7 +127,7 @@ class SharedOptimizer(torch.optim.Optimizer):
             weight.grad = None
         context, station = self._context, self._station
         context.samples, self._samples = max(1, self._samples), 0
-        self._set_rate()
+        self._set_controls()
         context.push_gradients(gradients)
         receipt, _ = station.delivery.conclude(context)
         station.tally.add(station.rank, context.samples, None if receipt is None else receipt.staleness)
@@ -133,9 +136,16 @@ class SharedOptimizer(torch.optim.Optimizer):
         self._begun = False
         return loss
 
-    def _set_rate(self) -> None:
-        if self._station.rank == 0 and self._base:
-            self._station.scale[0] = self.param_groups[0]["lr"] / self._base
+    def _set_controls(self) -> None:
+        """What schedulers have made of the group reaches the rule."""
+        if self._station.rank:
+            return
+        group, controls = self.param_groups[0], self._station.controls
+        if self._base:
+            controls[0] = group["lr"] / self._base
+        if self._momentum is not None:
+            value = group[self._momentum[0]]
+            controls[1] = value if self._momentum[0] == "momentum" else value[0]
 
     def _begin(self) -> None:
         """The weights for a step: a pull, or the live ones with their version.
@@ -198,13 +208,18 @@ class SharedOptimizer(torch.optim.Optimizer):
                 restore(state, then)
 
 
+def descent(method: Method, workers: int) -> Rule:
+    """The rule whose learning rate is the method's: the workers' own, or the server's."""
+    return method.inner or method.rule_for(workers)
+
+
 def base_rate(method: Method, workers: int) -> float:
     """The learning rate that a method begins with; 1 where it has no single one.
 
     Raises:
         ConfigurationError: a schedule that needs to know how many samples the run will have.
     """
-    rule = method.inner or method.rule_for(workers)
+    rule = descent(method, workers)
     if rule.rate is None:
         return 1.0
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from freewheel.dropin.hub import scaled
+from freewheel.dropin.hub import controlled
 from freewheel.dropin.messages import Barrier, Passed, Refused, Register, Welcome
 from freewheel.dropin.pulse import Pulse
 from freewheel.dropin.tally import Tally
@@ -39,7 +39,7 @@ class Station:
         server: over the shared weights and the shared state of the rule.
         delivery: where updates go.
         tally: what each worker has done.
-        scale: ``(1,)`` float64, by which learning rates are multiplied; the first worker writes it.
+        controls: ``(2,)`` float64, of the rule that descends; the first worker writes them.
         pulse: its signs of life.
     """
 
@@ -49,18 +49,18 @@ class Station:
     server: Server
     delivery: Delivery
     tally: Tally
-    scale: torch.Tensor
+    controls: torch.Tensor
     pulse: Pulse
 
 
 def alone(parameters: Parameters, method: Method, seed: int) -> Station:
     """A station of one worker, whose server is in this process."""
     server = Server(parameters, method.rule_for(1), 1, method.rounds, None, seed=seed)
-    scale = scaled(server, method, None)
+    controls = controlled(server, method, None)
     tally = Tally(torch.zeros((1, WORDS), dtype=torch.int64))
     equipment = Equipment(parameters, method, Setup(1, seed=seed), None)
     pulse = Pulse(Board(torch.zeros((2, WORDS), dtype=torch.int64)), 0)
-    return Station(0, 0, equipment, server, Direct(server, Life()), tally, scale, pulse)
+    return Station(0, 0, equipment, server, Direct(server, Life()), tally, controls, pulse)
 
 
 def joined(line: Line, rank: int, life: int, register: Register) -> Station:
@@ -84,7 +84,7 @@ def joined(line: Line, rank: int, life: int, register: Register) -> Station:
     known = Life(life)
     delivery = Served(line, mailboxes[rank], kit["gated"], known) if mailboxes else Direct(server, known)
     pulse = Pulse(kit["board"], rank)
-    return Station(rank, life, kit["equipment"], server, delivery, kit["tally"], kit["scale"], pulse)
+    return Station(rank, life, kit["equipment"], server, delivery, kit["tally"], kit["controls"], pulse)
 
 
 def asked(line: Line, message: Any) -> Any:

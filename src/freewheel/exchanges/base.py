@@ -28,7 +28,7 @@ class Local:
         workers: how many there are.
         planned: examples of the whole run, for schedules; None if unknown.
         pace: this worker's steps so far as a share of the fastest worker's, in (0, 1].
-        scale: ``(1,)`` float64, by which the rates of its own descent are multiplied; None is 1.
+        controls: of the rule of its own descent, see :class:`freewheel.rules.RuleContext`.
     """
 
     flat: Tensor
@@ -38,7 +38,7 @@ class Local:
     workers: int = 1
     planned: int | None = None
     pace: Callable[[], float] = field(default=lambda: 1.0)
-    scale: Tensor | None = None
+    controls: Tensor | None = None
 
     def __post_init__(self) -> None:
         self._strides = [weight.stride() for weight in self.weights]
@@ -77,7 +77,7 @@ class Descent:
             local.planned,
             worker=local.worker,
             workers=local.workers,
-            scale=local.scale,
+            controls=local.controls,
         )
 
     def apply(self, update: Update) -> None:

@@ -7,6 +7,7 @@ chain, a descent, writes the weights itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -63,7 +64,8 @@ class RuleContext:
         verdict: "applied"; a rule that returns None sets it to "absorbed" or to the reason of the drop.
         released: how many updates that were absorbed before go into, or are given up with, this one.
         generator: for rules that draw; a worker's is seeded by (seed, worker), a server's by the seed.
-        scale: ``(1,)`` float64, by which learning rates are multiplied; None is 1.
+        controls: ``(2,)`` float64: what learning rates are multiplied by, and the momentum in place of the
+            rule's; NaN is the rule's. None is 1 and NaN.
     """
 
     names: tuple[str, ...] = ()
@@ -76,12 +78,17 @@ class RuleContext:
     verdict: str = "applied"
     released: int = 0
     generator: torch.Generator | None = None
-    scale: Tensor | None = None
+    controls: Tensor | None = None
 
     def rate(self, schedule: Schedule) -> float:
         """The learning rate of this update."""
         eta = schedule(self.samples, self.planned)
-        return eta if self.scale is None else eta * self.scale.item()
+        return eta if self.controls is None else eta * self.controls[0].item()
+
+    def momentum(self, own: float) -> float:
+        """The momentum of this update; `own` is the rule's, and 0 stays 0: there is no buffer then."""
+        chosen = math.nan if self.controls is None or not own else self.controls[1].item()
+        return own if math.isnan(chosen) else chosen
 
 
 class Rule(NamedTuple):
@@ -98,6 +105,8 @@ class Rule(NamedTuple):
         needs_pulled: True for a rule that reads ``update.pulled``; refused where workers read live weights.
         parts: the rules of a chain, in order; empty for a single rule.
         rate: learning rate of a descent; None where there is no single one.
+        momentum: of a descent that has any, as ``torch.optim`` names it: ``("momentum", 0.9)``, or
+            ``("betas", (0.9, 0.999))``, of which the first is meant.
     """
 
     scope: Literal["piece", "update"]
@@ -109,6 +118,7 @@ class Rule(NamedTuple):
     needs_pulled: bool = False
     parts: tuple[Rule, ...] = ()
     rate: Schedule | None = None
+    momentum: tuple[str, Any] | None = None
 
 
 def select(state: State, positions: Sequence[int]) -> State:
@@ -209,4 +219,5 @@ def chain(*rules: Rule) -> Rule:
         needs_pulled=any(rule.needs_pulled for rule in rules),
         parts=tuple(part for rule in rules for part in (rule.parts or (rule,))),
         rate=rules[-1].rate,
+        momentum=rules[-1].momentum,
     )

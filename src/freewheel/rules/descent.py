@@ -8,6 +8,7 @@ Kernels go over raw memory, so a gradient must have its weight's strides, which 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -54,12 +55,13 @@ def sgd(lr: Rate, momentum: float = 0.0, nesterov: bool = False, weight_decay: f
         eta = context.rate(rate)
         weights, gradients, *rest = used(update, context, *[state[name] for name in names])
         if weights:
-            kernels.sgd(weights, gradients, rest[0] if rest else [], eta, momentum, nesterov, weight_decay)
+            heavy = context.momentum(momentum)
+            kernels.sgd(weights, gradients, rest[0] if rest else [], eta, heavy, nesterov, weight_decay)
         return update
 
     names = ("momentum",) if momentum else ()
     settings = {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-    return _descent(_buffers(*names), apply, described(sgd, lr=rate, **settings), rate)
+    return _descent(_buffers(*names), apply, described(sgd, lr=rate, **settings), rate, _heavy(momentum))
 
 
 def adagrad(
@@ -161,11 +163,12 @@ def rmsprop(
             if weight_decay:
                 torch._foreach_add_(gradients, weights, alpha=weight_decay)
             leaves = dict(zip(names, buffers, strict=True))
-            kernels.rmsprop(weights, gradients, leaves, eta, alpha, eps, momentum)
+            kernels.rmsprop(weights, gradients, leaves, eta, alpha, eps, context.momentum(momentum))
         return update
 
     settings = {"eps": eps, "momentum": momentum, "centered": centered, "weight_decay": weight_decay}
-    return _descent(_buffers(*names), apply, described(rmsprop, lr=rate, alpha=alpha, **settings), rate)
+    describe = described(rmsprop, lr=rate, alpha=alpha, **settings)
+    return _descent(_buffers(*names), apply, describe, rate, _heavy(momentum))
 
 
 def adam(
@@ -253,12 +256,16 @@ def _adam_rule(
         weights, gradients, means, squares, steps = used(update, context, *[state[name] for name in names])
         if weights:
             kernels.count(steps)
-            kernels.adam(weights, gradients, means, squares, steps, eta, pair, eps, weight_decay, decoupled)
+            now = context.momentum(pair[0]), pair[1]
+            kernels.adam(weights, gradients, means, squares, steps, eta, now, eps, weight_decay, decoupled)
         return update
 
-    return _descent(
-        init, apply, described(factory, lr=rate, betas=pair, eps=eps, weight_decay=weight_decay), rate
-    )
+    describe = described(factory, lr=rate, betas=pair, eps=eps, weight_decay=weight_decay)
+    return _descent(init, apply, describe, rate, ("betas", pair) if pair[0] else None)
+
+
+def _heavy(momentum: float) -> tuple[str, float] | None:
+    return ("momentum", momentum) if momentum else None
 
 
 def _buffers(*names: str) -> Callable[[Span], State]:
@@ -270,5 +277,6 @@ def _descent(
     apply: Callable[[Update, State, RuleContext], Update],
     describe: str,
     rate: Schedule | None = None,
+    momentum: tuple[str, Any] | None = None,
 ) -> Rule:
-    return Rule("piece", init, apply, describe, descends=True, rate=rate)
+    return Rule("piece", init, apply, describe, descends=True, rate=rate, momentum=momentum)

@@ -13,6 +13,7 @@ from torch import nn
 import freewheel
 from freewheel import injection, testing
 from freewheel.errors import ConfigurationError, WorkerError
+from freewheel.events import Event, Steps, WorkerRestarted
 from freewheel.testing import InjectedFaultError, inject
 
 X = torch.randn(128, 4, generator=torch.Generator().manual_seed(0))
@@ -121,6 +122,35 @@ def test_a_storm_does_not_stop_progress() -> None:
     assert len(injected.fired) >= 3
     assert result.restarts >= 3
     assert result.reason == "max_seconds"
+    assert torch.allclose(result.module.weight.detach(), torch.tensor([[1.0, 2.0, -1.0, 0.5]]), atol=0.05)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        freewheel.hogwild(0.1, 0.0),
+        freewheel.synchronous(0.1, 0.0),
+        freewheel.stale_synchronous(2, 0.1, momentum=0.0),
+    ],
+    ids=lambda method: method.name,
+)
+def test_whomever_a_storm_kills_comes_back_and_goes_on(method: freewheel.Method) -> None:
+    events: list[Event] = []
+    storm = testing.storm(every_s=0.4, kinds=("kill",), seed=269)  # strikes both workers, in turn mostly
+    arguments: dict[str, Any] = {"epochs": None, "max_seconds": 3.0, "max_restarts": 100}
+    with inject(storm) as injected:
+        result = fit(engine="processes", method=method, monitors=[events.append], **arguments)
+    assert result.reason == "max_seconds"
+    assert {text.split(",")[0] for text in injected.fired} == {"kill(worker=0", "kill(worker=1"}
+    assert 2 <= result.restarts <= len(injected.fired)
+    for worker in range(2):
+        again = next(
+            place
+            for place, event in enumerate(events)
+            if isinstance(event, WorkerRestarted) and event.worker == worker
+        )
+        later = [event for event in events[again:] if isinstance(event, Steps)]
+        assert sum(event.worker.count(worker) for event in later) > 0
     assert torch.allclose(result.module.weight.detach(), torch.tensor([[1.0, 2.0, -1.0, 0.5]]), atol=0.05)  # type: ignore[operator]
 
 

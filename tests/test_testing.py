@@ -48,6 +48,15 @@ def test_a_fault_happens_once_in_all_runs() -> None:
     assert injected.all_fired
 
 
+@pytest.mark.parametrize("engine", ["serial", "threads", "processes"])
+def test_a_run_with_faults_goes_on_without_them(engine: str, tmp_path: Path) -> None:
+    with inject(testing.duplicate(worker=0, step=3)) as injected:
+        fit(engine=engine, run_dir=tmp_path)
+    assert injected.all_fired
+    result = fit(engine=engine, run_dir=tmp_path, resume=tmp_path, epochs=2)
+    assert (result.samples, result.ledger["duplicates"]) == (2 * len(X), 1)
+
+
 def test_afterwards_nothing_is_injected() -> None:
     with inject(testing.fail(worker=0, step=0)):
         assert len(injection.wraps) == 1

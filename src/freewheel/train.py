@@ -182,8 +182,8 @@ def fit(
     if isinstance(runner, Auto):
         runner, job = _decided(job, resume)
     job = replace(job, supervision=_supervision(on_error, max_restarts, step_timeout, runner))
-    job = injected(job, runner.name)
     job = with_checkpoints(job, runner.name, run_dir, checkpoint_every, keep_checkpoints, resume)
+    job = injected(job, runner.name)  # last: a checkpoint is of the job that was asked for
     runner.check(job)
     with sigterm_as_ctrl_c(job), _held(run_dir):
         result = _run(runner, job, _listening(run_dir, monitors, job), run_dir)

@@ -13,6 +13,7 @@ from torch import nn
 import freewheel
 from freewheel import injection, testing
 from freewheel.errors import ConfigurationError, WorkerError
+from freewheel.events import Event, Steps, WorkerRestarted
 from freewheel.testing import InjectedFaultError, inject
 
 X = torch.randn(128, 4, generator=torch.Generator().manual_seed(0))
@@ -45,6 +46,15 @@ def test_a_fault_happens_once_in_all_runs() -> None:
     with inject(testing.duplicate(worker=0, step=0)) as injected:
         assert [fit().ledger["duplicates"] for _ in range(2)] == [1, 0]
     assert injected.all_fired
+
+
+@pytest.mark.parametrize("engine", ["serial", "threads", "processes"])
+def test_a_run_with_faults_goes_on_without_them(engine: str, tmp_path: Path) -> None:
+    with inject(testing.duplicate(worker=0, step=3)) as injected:
+        fit(engine=engine, run_dir=tmp_path)
+    assert injected.all_fired
+    result = fit(engine=engine, run_dir=tmp_path, resume=tmp_path, epochs=2)
+    assert (result.samples, result.ledger["duplicates"]) == (2 * len(X), 1)
 
 
 def test_afterwards_nothing_is_injected() -> None:
@@ -133,6 +143,35 @@ def test_a_storm_does_not_stop_progress() -> None:
     assert len(injected.fired) >= 3
     assert result.restarts >= 3
     assert result.reason == "max_seconds"
+    assert torch.allclose(result.module.weight.detach(), torch.tensor([[1.0, 2.0, -1.0, 0.5]]), atol=0.05)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        freewheel.hogwild(0.1, 0.0),
+        freewheel.synchronous(0.1, 0.0),
+        freewheel.stale_synchronous(2, 0.1, momentum=0.0),
+    ],
+    ids=lambda method: method.name,
+)
+def test_whomever_a_storm_kills_comes_back_and_goes_on(method: freewheel.Method) -> None:
+    events: list[Event] = []
+    storm = testing.storm(every_s=0.4, kinds=("kill",), seed=269)  # strikes both workers, in turn mostly
+    arguments: dict[str, Any] = {"epochs": None, "max_seconds": 3.0, "max_restarts": 100}
+    with inject(storm) as injected:
+        result = fit(engine="processes", method=method, monitors=[events.append], **arguments)
+    assert result.reason == "max_seconds"
+    assert {text.split(",")[0] for text in injected.fired} == {"kill(worker=0", "kill(worker=1"}
+    assert 2 <= result.restarts <= len(injected.fired)
+    for worker in range(2):
+        again = next(
+            place
+            for place, event in enumerate(events)
+            if isinstance(event, WorkerRestarted) and event.worker == worker
+        )
+        later = [event for event in events[again:] if isinstance(event, Steps)]
+        assert sum(event.worker.count(worker) for event in later) > 0
     assert torch.allclose(result.module.weight.detach(), torch.tensor([[1.0, 2.0, -1.0, 0.5]]), atol=0.05)  # type: ignore[operator]
 
 

@@ -188,8 +188,8 @@ def fit(
     if isinstance(runner, Auto):
         runner, job = _decided(job, resume)
     job = replace(job, supervision=_supervision(on_error, max_restarts, step_timeout, runner, record))
-    job = injected(job, runner.name)
     job = with_checkpoints(job, runner.name, run_dir, checkpoint_every, keep_checkpoints, resume)
+    job = injected(job, runner.name)  # last: a checkpoint is of the job that was asked for
     if run_dir is not None and runner.name in elastic.ENGINES:
         job = replace(job, requests=elastic.Requests(Path(run_dir)))
     runner.check(job)

@@ -21,7 +21,7 @@ from freewheel.sources import Indexed, Sequences
 if TYPE_CHECKING:
     from freewheel.job import Job
 
-ENGINES = ("processes",)
+ENGINES = ("processes", "threads")
 REQUEST = "workers.json"
 LOOK_S = 0.2  # how often a run looks for a request
 ANSWER_S = 0.05  # how often who asks looks for the answer
@@ -81,7 +81,7 @@ def check_resizable(job: Job, workers: int) -> None:
 
 
 def set_workers(run_dir: str | Path, workers: int, wait_s: float = 120.0) -> WorkersChanged:
-    """Changes the number of workers of a run on processes that is under way.
+    """Changes the number of workers of a run on threads or processes that is under way.
 
     Workers finish their step and push what they hold back; then as many go on. Those that stay keep their
     state, new ones begin with the present weights. Nothing is lost, and no batch is used twice. Training
@@ -104,7 +104,7 @@ def set_workers(run_dir: str | Path, workers: int, wait_s: float = 120.0) -> Wor
     if started.engine not in ENGINES:
         raise ConfigurationError(
             f"`run_dir` {folder} is on engine {started.engine!r}, whose number of workers is fixed; use"
-            " engine='processes'"
+            " engine='threads' or 'processes'"
         )
     tail = _Tail(_events_of(folder))
     _ask(folder / REQUEST, workers)

@@ -94,8 +94,8 @@ def fit(
             copy of the model, and says why; "serial"; or an engine, such as
             ``freewheel.Processes(pin=True)``.
         workers: how many; "auto" is one per core for asynchronous methods, and one with all cores for
-            synchronous, or as many as a run had that goes on. On processes, :func:`set_workers` changes the
-            number while it runs.
+            synchronous, or as many as a run had that goes on. :func:`set_workers` changes the number
+            while it runs.
         intra_op_threads: PyTorch threads inside each worker's operations. The default is 1, or all cores for
             the single worker that "auto" gives a synchronous method.
         shards: spans of the weights with versions and rule states of their own, as on several servers.
@@ -127,9 +127,9 @@ def fit(
             the simulated engine, which refuses a number: its runs can be repeated by their seed.
         keep_checkpoints: how many to keep; older ones are removed.
         resume: the directory of a run, or of one checkpoint, to go on from; needs the arguments of that run,
-            of which only the end (`epochs`, `max_samples`, `max_seconds`, `target`) and, on processes, the
-            number of `workers` may be another. Seconds,
-            samples and events go on, too. With the same `run_dir` the run is continued there.
+            of which only the end (`epochs`, `max_samples`, `max_seconds`, `target`) and the number of
+            `workers` may be another. Seconds, samples and events go on, too. With the same `run_dir` the run
+            is continued there.
         on_error: "restart" replaces a worker that raises an exception and, on processes, one that dies or
             hangs; what it had in hand is computed again, so every batch is used at least once. "stop" ends
             the run with its error. The default is "restart" on processes and threads, and "stop" elsewhere
@@ -190,7 +190,7 @@ def fit(
     job = replace(job, supervision=_supervision(on_error, max_restarts, step_timeout, runner, record))
     job = with_checkpoints(job, runner.name, run_dir, checkpoint_every, keep_checkpoints, resume)
     job = injected(job, runner.name)  # last: a checkpoint is of the job that was asked for
-    if run_dir is not None and runner.name in elastic.ENGINES:
+    if run_dir is not None and runner.name in elastic.ENGINES and not record:
         job = replace(job, requests=elastic.Requests(Path(run_dir)))
     runner.check(job)
     with sigterm_as_ctrl_c(job), _held(run_dir):

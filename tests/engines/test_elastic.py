@@ -1,4 +1,4 @@
-"""Workers that come and go while a run on processes goes on."""
+"""Workers that come and go while a run goes on."""
 
 from __future__ import annotations
 
@@ -25,9 +25,12 @@ from freewheel import elastic
 from freewheel.checkpoints.resizing import resized, rest
 from freewheel.cli import app
 from freewheel.engines import record
+from freewheel.engines.changes import Change
 from freewheel.engines.plan import Segment
-from freewheel.engines.processes.crew import Change, Crew
+from freewheel.engines.processes.crew import Crew
 from freewheel.engines.processes.session import ProcessSession
+from freewheel.engines.record import Record
+from freewheel.engines.session import Session
 from freewheel.errors import CheckpointError, ConfigurationError
 from freewheel.events import Event, Steps, Tick, WorkerFailed, WorkersChanged, WorkersKept
 from freewheel.methods import Method
@@ -58,7 +61,8 @@ def looks_often(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def slow(prediction: Tensor, target: Tensor) -> Tensor:
-    if multiprocessing.parent_process() is not None:
+    evaluates = threading.current_thread() is threading.main_thread()
+    if multiprocessing.parent_process() is not None or not evaluates:
         time.sleep(STEP_S)
     return nn.functional.cross_entropy(prediction, target)
 
@@ -108,10 +112,11 @@ def changes(result: freewheel.Result) -> list[tuple[int, int]]:
     return [(e.before, e.after) for e in result.events if isinstance(e, WorkersChanged)]
 
 
+@pytest.mark.parametrize("engine", elastic.ENGINES)
 @pytest.mark.parametrize("name", SOME)
-def test_every_batch_is_used_once_whoever_comes_and_goes(name: str, tmp_path: Path) -> None:
+def test_every_batch_is_used_once_whoever_comes_and_goes(name: str, engine: str, tmp_path: Path) -> None:
     least = 2 if "backup" in name else 1
-    found, leases = fit(name, tmp_path, (20, 4), (50, least))
+    found, leases = fit(name, tmp_path, (20, 4), (50, least), engine=engine)
     assert changes(found) == [(2, 4), (4, least)]
     assert leases == Counter(range(6 * BATCHES))
     assert found.samples == 6 * 240
@@ -125,17 +130,22 @@ def test_every_batch_is_used_once_whoever_comes_and_goes(name: str, tmp_path: Pa
     assert len(found.history) == 6
 
 
-def test_synchronous_training_takes_the_mean_of_as_many_as_there_are(tmp_path: Path) -> None:
-    """Against PyTorch: batch by batch with one worker, then the mean gradient of two batches, of three."""
+@pytest.mark.parametrize("engine", elastic.ENGINES)
+def test_synchronous_training_takes_the_mean_of_as_many_as_there_are(engine: str, tmp_path: Path) -> None:
+    """Against PyTorch: batch by batch with one worker, then the mean gradient of two batches, of three.
+
+    A round that is under way when the number changes is one of those who are in it.
+    """
     inputs, targets = blobs()
-    numbers, seen = [1], [0]
+    numbers = [1]
+    rounds: dict[tuple[int, int], list[int]] = {}  # (how often the number has changed, step) -> batches
 
     def note(event: Event) -> None:
         if isinstance(event, Steps):
-            seen[-1] += len(event.lease)
+            for sequence, lease in zip(event.sequence, event.lease, strict=True):
+                rounds.setdefault((len(numbers), sequence), []).append(lease)
         if isinstance(event, WorkersChanged):
             numbers.append(event.after)
-            seen.append(0)
 
     model = network(norm=False, dropout=0.0)
     data = DataLoader(TensorDataset(inputs, targets), batch_size=16)
@@ -150,21 +160,20 @@ def test_synchronous_training_takes_the_mean_of_as_many_as_there_are(tmp_path: P
         epochs=4,
         evaluate_every=4 * 240,
         monitors=[note],
+        engine=engine,
     )
     assert numbers == [1, 2, 3]
-    assert min(seen) > 0
+    assert [max(len(r) for (n, _), r in rounds.items() if n == number) for number in (1, 2, 3)] == numbers
     reference = network(norm=False, dropout=0.0)
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.05, momentum=0.9)
-    batches = [slice(16 * (n % BATCHES), 16 * (n % BATCHES) + 16) for n in range(4 * BATCHES)]
-    for workers, count in zip(numbers, seen, strict=True):
-        own, batches = batches[:count], batches[count:]
-        for first in range(0, count, workers):
-            group = own[first : first + workers]
-            optimizer.zero_grad()
-            for rows in group:
-                loss = nn.functional.cross_entropy(reference(inputs[rows]), targets[rows])
-                (loss / len(group)).backward()  # type: ignore[no-untyped-call]  # torch's is untyped
-            optimizer.step()
+    for _, group in sorted(rounds.items()):
+        optimizer.zero_grad()
+        for number in group:
+            first = 16 * (number % BATCHES)
+            output = reference(inputs[first : first + 16])
+            loss = nn.functional.cross_entropy(output, targets[first : first + 16])
+            (loss / len(group)).backward()  # type: ignore[no-untyped-call]  # torch's is untyped
+        optimizer.step()
     torch.testing.assert_close(state(found.module), state(reference), rtol=1e-5, atol=1e-6)
 
 
@@ -208,14 +217,15 @@ def test_a_checkpoint_after_a_change_goes_on_with_as_many(
     assert adds_up(goes_on.ledger)
 
 
+@pytest.mark.parametrize("engine", elastic.ENGINES)
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("workers", [2, 5])
 def test_a_run_goes_on_from_its_checkpoint_with_another_number(
-    name: str, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, workers: int, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut: list[int] = []
 
-    def wants_cut(session: ProcessSession) -> bool:
+    def wants_cut(session: Session) -> bool:
         session.record.drain()
         if cut or session.record.done().steps < 10:
             return False
@@ -223,24 +233,24 @@ def test_a_run_goes_on_from_its_checkpoint_with_another_number(
         return True
 
     with monkeypatch.context() as patch:
-        patch.setattr(ProcessSession, "wants_cut", wants_cut)
-        _, before = fit(name, tmp_path / "begun", workers=3, epochs=3, keep_checkpoints=5)
+        patch.setattr(Session, "wants_cut", wants_cut)
+        _, before = fit(name, tmp_path / "begun", workers=3, keep_checkpoints=5, engine=engine)
     steps = min(int(folder.name) for folder in (tmp_path / "begun" / "checkpoints").iterdir())
-    assert 10 <= steps < 3 * BATCHES
+    assert 10 <= steps < 6 * BATCHES
     resume = tmp_path / "begun" / "checkpoints" / str(steps)
-    found, leases = fit(name, tmp_path / "on", workers=workers, epochs=3, resume=resume)
-    assert leases.total() == 3 * BATCHES - steps
+    found, leases = fit(name, tmp_path / "on", workers=workers, resume=resume, engine=engine)
+    assert leases.total() == 6 * BATCHES - steps
     assert set(leases.values()) == {1}
     assert set(leases) <= set(before)
-    assert found.steps == 3 * BATCHES
+    assert found.steps == 6 * BATCHES
     assert len(found.workers) == max(3, workers)
     assert adds_up(found.ledger)
 
 
-def test_on_threads_a_run_keeps_its_number(tmp_path: Path) -> None:
-    fit("hogwild", tmp_path, engine="threads", epochs=1, workers=2)
-    with pytest.raises(CheckpointError, match="`workers` was 2, got 3, and on engine 'threads'"):
-        fit("hogwild", tmp_path / "on", engine="threads", epochs=2, workers=3, resume=tmp_path)
+def test_a_serial_run_keeps_its_number(tmp_path: Path) -> None:
+    fit("hogwild", tmp_path, engine="serial", epochs=1, workers=2)
+    with pytest.raises(CheckpointError, match="`workers` was 2, got 3, and on engine 'serial'"):
+        fit("hogwild", tmp_path / "on", engine="serial", epochs=2, workers=3, resume=tmp_path)
 
 
 # --- what goes wrong meanwhile ---
@@ -267,18 +277,20 @@ def test_a_worker_that_dies_while_it_hands_over_is_replaced(
     assert adds_up(found.ledger)
 
 
+@pytest.mark.parametrize("engine", elastic.ENGINES)
 def test_ctrl_c_while_nobody_works_ends_the_run_cleanly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    successor = ProcessSession.successor
+    succeed = Record.succeed
 
-    def interrupted(session: ProcessSession, *arguments: Any) -> Any:
+    def interrupted(record: Record, *arguments: Any) -> None:
         signal.raise_signal(signal.SIGINT)
-        return successor(session, *arguments)
+        succeed(record, *arguments)
 
-    monkeypatch.setattr(ProcessSession, "successor", interrupted)
-    found, leases = fit("hogwild", tmp_path, (20, 3))
+    monkeypatch.setattr(Record, "succeed", interrupted)
+    found, leases = fit("hogwild", tmp_path, (20, 3), engine=engine)
     assert found.reason == "interrupted"
+    assert list((tmp_path / "checkpoints").iterdir())
     assert 20 <= found.steps < 6 * BATCHES
     assert set(leases.values()) == {1}
     assert found.history
@@ -366,12 +378,12 @@ def test_set_workers_refuses_what_cannot_be(tmp_path: Path) -> None:
     fit("hogwild", tmp_path, epochs=1)
     with pytest.raises(ConfigurationError, match=r"is not under way; to go on .* --resume .* --workers N"):
         freewheel.set_workers(tmp_path, 2)
-    threads = tmp_path / "threads"
+    serial = tmp_path / "serial"
     with (
-        Under(threads, engine="threads", workers=1),
-        pytest.raises(ConfigurationError, match="on engine 'threads', whose number of workers is fixed"),
+        Under(serial, engine="serial", workers=1),
+        pytest.raises(ConfigurationError, match="on engine 'serial', whose number of workers is fixed"),
     ):
-        freewheel.set_workers(threads, 2)
+        freewheel.set_workers(serial, 2)
 
 
 # --- the state ---

@@ -238,8 +238,8 @@ Resume = Annotated[
         metavar="RUN",
         rich_help_panel=_WHAT,
         show_default=False,
-        help="Go on with a run from its newest checkpoint, with its settings; its end may be another, and on"
-        " processes its --workers.",
+        help="Go on with a run from its newest checkpoint, with its settings; its end and its"
+        " --workers may be others.",
     ),
 ]
 

@@ -33,8 +33,8 @@ def workers(
 
     Workers finish their step, push what they hold back, and as many go on as are wanted: those that stay keep
     their state, new ones begin with the present weights. Training stands still for a fraction of a second,
-    nothing is lost and no batch is used twice. The run must be on --engine processes. A run that has ended
-    goes on with another number by: freewheel train --resume RUN --workers N
+    nothing is lost and no batch is used twice. A run that has ended goes on with another number by:
+    freewheel train --resume RUN --workers N
 
     [bold]Examples[/bold]
 

@@ -64,12 +64,13 @@ class Lives:
 
     Args:
         session: of the run, at its beginning or where it goes on.
+        supervisor: keeps the budget of restarts.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, supervisor: Supervisor) -> None:
         self._session = session
         supervision = session.job.supervision
-        self._supervisor = Supervisor(supervision)
+        self._supervisor = supervisor
         self._begun = [context.sequence for context in session.contexts]
         timeout, workers = supervision.step_timeout, session.job.setup.workers
         # Nothing hangs unless the user says so: who would be taken to hang could not be replaced.

@@ -310,8 +310,16 @@ class Session:
 
     def restore_workers(self, states: Sequence[Tree]) -> None:
         """Every worker holds what it held then."""
+        first = max([state["context"]["sequence"] for state in states if state is not None], default=0)
         for worker, state in enumerate(states):
-            cut.give_back(self, worker, state)
+            context, slot = self.contexts[worker], self.server.book.slots[worker]
+            if state is None:  # it comes new, and counts as the others do
+                context.sequence = first
+                self.server.begin_life(worker)
+            else:
+                cut.give_back(self, worker, state)
+                if not self.links and context.sequence > slot.sequence + 1:
+                    self.server.begin_life(worker)  # its steps are counted from another number
             self._stamp(worker)
 
     def source_state(self) -> Tree:

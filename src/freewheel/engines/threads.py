@@ -18,11 +18,13 @@ import torch
 from freewheel.checkpoints.saver import Cut
 from freewheel.checkpoints.tree import Tree
 from freewheel.engines.base import seeded
+from freewheel.engines.changes import Change, change, taken_over
 from freewheel.engines.interrupts import Interrupts
 from freewheel.engines.lives import Failure, Lives, refused, told_of
 from freewheel.engines.plan import Segment, begun
 from freewheel.engines.recorded import session_of
 from freewheel.engines.session import Session
+from freewheel.engines.supervisor import Supervisor
 from freewheel.errors import ConfigurationError
 from freewheel.events import Monitor, WorkerFailed, WorkerRestarted
 from freewheel.gates import NEVER_WAITED_FOR
@@ -66,14 +68,30 @@ class Threads:
 
     def run(self, job: Job, monitors: Sequence[Monitor] = ()) -> Result:
         """Trains; Ctrl-C lets the workers finish their step and returns what was trained."""
-        session = session_of(job, monitors, self.name)
         threads = torch.get_num_threads()
         try:
             with seeded(job):
-                _Crew(session, self.locks == "shard").run()
+                return self._trained(job, monitors)
         finally:
             torch.set_num_threads(threads)  # a worker's setting is the default of threads that start later
-        return session.result()
+
+    def _trained(self, job: Job, monitors: Sequence[Monitor]) -> Result:
+        """From the first crew to the last: one works until somebody wants another number of workers."""
+        supervisor, shard_locks = Supervisor(job.supervision), self.locks == "shard"
+        with Interrupts() as interrupts:
+            crew = _Crew(session_of(job, monitors, self.name), shard_locks, supervisor, interrupts)
+            after = crew.run(crew.session.resume())
+            while after is not None:
+                earlier = crew.session
+                try:
+                    session = session_of(after.job, monitors, self.name)
+                    crew = _Crew(session, shard_locks, supervisor, interrupts)
+                    place = taken_over(session, earlier, after)
+                except BaseException as error:
+                    earlier.fail(error)
+                    raise
+                after = crew.run(place, after)
+        return crew.session.result()
 
 
 class _Crew:
@@ -82,10 +100,21 @@ class _Crew:
     Workers wait on ``changed``; the main thread waits on ``stood``, so that the steps of a synchronous run
     do not wake it. Both share one lock. A worker stands still when it has finished the segment that
     ``round`` counts. A thread that fails reports that, and ends; the main thread decides what becomes of it.
+
+    Args:
+        session: of the run, or of as much of it as has the same number of workers.
+        shard_locks: updates of one shard exclude each other.
+        supervisor: decides what becomes of workers that fail.
+        interrupts: signals that wait.
     """
 
-    def __init__(self, session: Session, shard_locks: bool) -> None:
+    def __init__(
+        self, session: Session, shard_locks: bool, supervisor: Supervisor, interrupts: Interrupts
+    ) -> None:
         self.session = session
+        self.supervisor = supervisor
+        self.interrupts = interrupts
+        self.resizing: int | None = None  # another number of workers that is wanted
         self.workers = session.job.setup.workers
         lock = threading.Lock()
         self.changed, self.stood = threading.Condition(lock), threading.Condition(lock)
@@ -125,31 +154,36 @@ class _Crew:
 
     # --- the main thread ---
 
-    def run(self) -> None:
-        place = self.session.resume()
-        self.lives = Lives(self.session)
+    def run(self, place: Tree | None, after: Change | None = None) -> Change | None:
+        """Trains until the end, whatever happens, or until another number of workers is wanted.
+
+        Args:
+            place: where the run goes on; None: it begins.
+            after: the change of the number of workers that this crew is there for.
+        """
+        self.lives = Lives(self.session, self.supervisor)
+        self.last = None if after is None else after.last
         try:
-            self._run(place)
+            return self._run(place, after)
         finally:
             try:
                 self._dismiss()
             finally:
                 self.session.close()
 
-    def _run(self, place: Tree | None) -> None:
+    def _run(self, place: Tree | None, after: Change | None) -> Change | None:
         session = self.session
         try:
             try:
-                session.record.announce()
-                for thread in self.threads:
-                    thread.start()
-                self._await_standing()
-                self._train(place)
+                self.interrupts.let_go()
+                self._begin(after)
+                return self._train(place)
             except KeyboardInterrupt:
                 session.reason = "interrupted"
                 self._halt(interrupted=True)
                 session.save(self.last)
                 session.measure_what_there_is()
+                return None
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -157,7 +191,18 @@ class _Crew:
             session.fail(error)
             raise
 
-    def _train(self, place: Tree | None) -> None:
+    def _begin(self, after: Change | None) -> None:
+        """Tells that the run begins, or goes on, and waits for everybody to be there."""
+        record = self.session.record
+        if after is None:
+            record.announce()
+        for thread in self.threads:
+            thread.start()
+        self._await_standing()
+        if after is not None:
+            record.emit(after.told(record.clock.seconds()))
+
+    def _train(self, place: Tree | None) -> Change | None:
         session = self.session
         for segment in session.segments(None if place is None else begun(place)):
             with self.changed:
@@ -169,6 +214,8 @@ class _Crew:
                 self.changed.notify_all()
             self._await_standing()
             session.stop_clock()
+            if self.resizing is not None:
+                return self._handed_over(self.resizing)
             if not self.stopping:
                 self.last = session.cut(self._place())
             self.training = False
@@ -179,6 +226,16 @@ class _Crew:
                 break
         session.save(self.last)
         session.end()
+        return None
+
+    def _handed_over(self, workers: int) -> Change:
+        """The state of the run for a crew of another number; everybody stands still, and has pushed all."""
+        session = self.session
+        session.settle(final=False)
+        steps = [context.sequence for context in session.contexts]
+        found = change(session, workers, self._place(), steps, True, self.last)
+        self.interrupts.hold()  # until the next crew works
+        return found
 
     def _open(self, segment: Segment, place: Tree | None) -> None:
         """Everybody begins the segment, or goes on where the checkpoint was taken in it."""
@@ -196,11 +253,14 @@ class _Crew:
         assert self.segment is not None
         return {**self.segment._asdict(), "steps": self.steps, "began": self.began}
 
-    def _cut(self) -> Cut | None:
+    def _cut(self, ends: bool = False) -> Cut | None:
         """The state of the run at a moment at which every worker stands between two steps.
 
         Nobody waits for longer than the others take to finish their step, and for the copy; writing it goes
         on beside the training. A worker that fails meanwhile is replaced first.
+
+        Args:
+            ends: nobody is to go on.
         """
         self.wanted = True
         try:
@@ -210,7 +270,7 @@ class _Crew:
                 return self.session.cut(self._place())
         finally:
             with self.changed:
-                self.wanted = False
+                self.wanted, self.stopping = False, self.stopping or ends
                 self.changed.notify_all()
 
     def _stand_between_steps(self) -> bool:
@@ -254,6 +314,9 @@ class _Crew:
             self.stopping = True
         elif session.wants_cut():
             session.save(self._cut())
+        elif not self.stopping and (wanted := session.wants_workers()) is not None:
+            self.last = self._cut(ends=True) or self.last
+            self.resizing = wanted
 
     def _halt(self, interrupted: bool = False) -> None:
         """Lets every worker finish its step; a second Ctrl-C leaves them behind.

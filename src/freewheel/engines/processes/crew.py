@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
-from freewheel.checkpoints.cut import taken
 from freewheel.checkpoints.saver import Cut
 from freewheel.checkpoints.tree import Tree
 from freewheel.engines.base import intra_op
+from freewheel.engines.changes import Change, change
 from freewheel.engines.interrupts import Interrupts
 from freewheel.engines.plan import Segment, begun
 from freewheel.engines.processes.accounts import Accounts
@@ -42,30 +42,10 @@ from freewheel.engines.processes.session import Left, ProcessSession
 from freewheel.engines.processes.stragglers import Stragglers
 from freewheel.engines.supervisor import Supervisor, Watch
 from freewheel.errors import WorkerError
-from freewheel.events import WorkerFailed, WorkerRestarted, WorkersChanged
+from freewheel.events import WorkerFailed, WorkerRestarted
 
 POLL_S = 0.05  # how often the main process looks at the clock while workers train
 PATIENCE_S = 5.0  # for workers that are to finish their step after an error
-
-
-class Change(NamedTuple):
-    """Another number of workers.
-
-    Attributes:
-        before: how many there were.
-        workers: how many there are to be.
-        tree: the state of the run.
-        steps: that each worker has finished.
-        began: when they stood still, by the system's monotonic clock.
-        last: what a checkpoint would hold if the run ended before the next crew works.
-    """
-
-    before: int
-    workers: int
-    tree: Tree
-    steps: list[int]
-    began: float
-    last: Cut | None
 
 
 @final
@@ -133,14 +113,13 @@ class Crew:
 
     def _begin(self) -> None:
         """Tells that the run begins, or goes on, and waits for everybody to be there."""
-        record, change = self.session.record, self.change
-        if change is None:
+        record = self.session.record
+        if self.change is None:
             record.announce()
         self._await_standing()
         self.session.deposits = {}
-        if change is not None:
-            took = time.perf_counter() - change.began
-            record.emit(WorkersChanged(change.before, self.workers, record.clock.seconds(), took))
+        if self.change is not None:
+            record.emit(self.change.told(record.clock.seconds()))
 
     def _train(self, place: Tree | None) -> Change | None:
         session = self.session
@@ -293,7 +272,7 @@ class Crew:
 
     def _handed_over(self, workers: int) -> Change:
         """The state of the run for a crew of another number; everybody stands still, and has pushed all."""
-        session, began = self.session, time.perf_counter()
+        session = self.session
         session.settle(final=False)
         session.deposits = {}
         for worker in sorted(self.standing):
@@ -301,24 +280,23 @@ class Crew:
         while not self.standing <= session.deposits.keys():
             self._listen(POLL_S)
             self._look_for_hanging()
-        state = taken(session, self._place()).tree
-        if not self.desk.queued:  # the source goes on as it is
-            state["source"] = None
         steps = list(session.board.steps)[: self.workers]
-        return Change(self.workers, workers, state, steps, began, self.last)
+        found = change(session, workers, self._place(), steps, not self.desk.queued, self.last)
+        self.interrupts.hold()  # until the next crew works
+        return found
 
     # --- hiring ---
 
-    def hire(self, place: Tree | None, change: Change | None = None) -> None:
+    def hire(self, place: Tree | None, after: Change | None = None) -> None:
         """Starts the workers; before that, everything that they need is shared or pickled.
 
         Args:
             place: where the run goes on; None: it begins.
-            change: of the number of workers, that this crew is there for.
+            after: the change of the number of workers that this crew is there for.
         """
         session = self.session
-        self.place, self.change = place, change
-        self.last = None if change is None else change.last
+        self.place, self.change = place, after
+        self.last = None if after is None else after.last
         self.accounts = Accounts(session, self.desk)
         session.parameters.bind(session.job.module)
         # The server must not take the workers of a run that goes on for those that it has known.

@@ -127,7 +127,7 @@ class Desk:
         if held is not None and receipt is not None:
             self.session.job.source.acknowledge(held)
         elif held is not None:
-            self.session.job.source.give_back(held)
+            self.session.put_back(held)
         return receipt
 
     def waits(self, worker: int) -> bool:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, final
 import psutil
 from torch import Tensor
 
-from freewheel.checkpoints import cut
 from freewheel.checkpoints.tree import Tree
 from freewheel.engines.base import intra_op
 from freewheel.engines.clock import Clock
@@ -83,21 +82,6 @@ class ProcessSession(Session):
         if self.left is None:
             return super().source_state()
         return {"next": self.left.following, "returned": list(self.left.numbers)}
-
-    def successor(self, job: Job, tree: Tree) -> tuple[ProcessSession, Tree]:
-        """Another session that goes on with the run, and its place in the plan; this one is closed.
-
-        Args:
-            job: the same, with another number of workers.
-            tree: the state of the run, for that number.
-        """
-        after = ProcessSession(job, self.record.monitors, self.record.engine)
-        after.record.succeed(self.record, tree["record"])
-        try:
-            return after, cut.restored(after, tree)
-        except BaseException:
-            after.close()
-            raise
 
     def settle(self, final: bool) -> bool:
         """Has the workers push what they hold back; applied with as many threads as on a worker."""

@@ -134,7 +134,7 @@ def fit(
             hangs; what it had in hand is computed again, so every batch is used at least once. "stop" ends
             the run with its error. The default is "restart" on processes and threads, and "stop" elsewhere
             and for runs that are recorded, where nobody can be replaced. Divergence ends every run, and so
-            does what is no accident: three failures in a row of a worker that finished no step, or of workers
+            does what is no accident: five failures in a row of a worker that finished no step, or of workers
             with the same batch in hand.
         max_restarts: replacements in the whole run; the next failure ends it.
         step_timeout: seconds after which the step of a worker is taken to hang. A process is killed and

@@ -426,7 +426,7 @@ def test_an_error_that_every_attempt_repeats_ends_the_run() -> None:
     with pytest.raises(WorkerError, match=r"worker 1 failed in its step 0: .*always") as caught:
         Run(step, epochs=10**4)
     [note] = caught.value.__notes__
-    assert "worker 1 has failed 3 times without finishing a step" in note
+    assert "worker 1 has failed 5 times without finishing a step" in note
 
 
 def test_a_batch_that_no_worker_bears_ends_the_run() -> None:
@@ -441,7 +441,7 @@ def test_a_batch_that_no_worker_bears_ends_the_run() -> None:
     with pytest.raises(WorkerError, match="SIGKILL") as caught:
         Run(step, data=(inputs, targets), workers=1)
     [note] = caught.value.__notes__
-    assert "3 times" in note
+    assert "5 times" in note
 
 
 def test_the_budget_of_restarts_ends_the_run(tmp_path: Path) -> None:

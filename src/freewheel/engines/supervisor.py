@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, final
 from freewheel.errors import TrainingError, WorkerError
 from freewheel.job import Supervision
 
-TRIES = 3  # lives of a worker that end without a finished step, or uses of a batch: then it is no accident
+TRIES = 5  # lives of a worker that end without a finished step, or uses of a batch: then it is no accident
 LEAST_TIMEOUT_S = 60.0
 LEAST_START_S = 300.0  # that a process may take until it is there, and the first step of all
 LONGEST_STEPS = 20.0  # times the longest step so far: a step that takes longer hangs

@@ -41,6 +41,15 @@ def test_a_run_goes_on_with_its_settings_and_another_end(folder: Path) -> None:
     assert kept["set"] == ["push_every=2"]
 
 
+def test_the_number_of_workers_is_that_of_the_checkpoint_or_another(folder: Path) -> None:
+    run("images", *TINY, "--run-dir", "here")
+    run("--resume", "here", "--max-samples", "480", "--workers", "3", "--run-dir", "there")
+    assert Run.from_directory(folder / "there").started.workers == 3
+    run("--resume", "there", "--max-samples", "640")
+    again = Run.from_directory(folder / "there")
+    assert (again.started.workers, again.finished.samples) == (3, 640)
+
+
 def test_without_another_end_a_run_that_is_done_says_so_again(folder: Path) -> None:
     run("images", *TINY, "--run-dir", "here")
     run("--resume", "here")
@@ -78,7 +87,7 @@ def test_never_writes_none(folder: Path) -> None:
     ("options", "message"),
     [
         ("images --resume here", "what to train was given, too"),
-        ("--resume here --lr 0.5 --workers 3", "--lr, --workers was given, too"),
+        ("--resume here --lr 0.5 --method downpour", "--lr, --method was given, too"),
         ("--resume nowhere", "nowhere has no recipe.json: it is not a run of freewheel train"),
         ("", "name what to train, images or text, or a run to go on with: --resume RUN"),
         ("images --checkpoint-every often", "--checkpoint-every: a time must be a number >= 0 and a unit"),

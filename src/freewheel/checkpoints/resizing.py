@@ -64,8 +64,8 @@ def rest(segment: Segment, steps: Sequence[int], began: Sequence[int]) -> tuple[
         began: the same when the segment began.
 
     Example:
-        >>> rest(Segment(10, 20), [2, 1], [0, 0])
-        ([13], 14)
+        >>> rest(Segment(10, 20), [3, 1], [0, 0])
+        ([13], 15)
     """
     workers = len(steps)
     used = {

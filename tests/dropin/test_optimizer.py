@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import lr_scheduler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
 from freewheel import (
     ConfigurationError,
@@ -126,6 +127,17 @@ def test_a_model_in_evaluation_shows_the_shared_weights() -> None:
 def test_what_cannot_be_is_refused(arguments: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         Worker(None, None).optimizer(nn.Linear(2, 2), *arguments, **settings)
+
+
+def test_a_loader_that_is_divided_already_is_refused() -> None:
+    dataset = TensorDataset(torch.zeros(8, 2))
+    part: Any = DistributedSampler(dataset, num_replicas=2, rank=0)
+    for loader in (
+        DataLoader(dataset, sampler=part),
+        DataLoader(dataset, batch_sampler=BatchSampler(part, 2, drop_last=False)),
+    ):
+        with pytest.raises(ConfigurationError, match="one of 2 parts"):
+            Worker(None, None).shard(loader)
 
 
 def started_with(method: str, **settings: Any) -> Worker:

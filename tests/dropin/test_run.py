@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 import pytest
@@ -110,7 +110,7 @@ def test_a_killed_worker_comes_back_and_every_sample_is_computed(method: str) ->
 
 
 def test_a_worker_that_hangs_is_replaced_and_one_that_evaluates_is_not(tmp_path: Path) -> None:
-    done = run("--step-timeout", "5s", str(SCRIPT), '{"lr": 0.05}', f"stall={tmp_path / 'again'}")
+    done = run("--step-timeout", "5s", str(SCRIPT), '{"lr": 0.05}', f"stall={tmp_path / 'again'}", "setup")
     assert done.returncode == 0, done.stderr
     assert re.search(
         r"worker 1 hung \(no sign of life for \d+ s\) and was killed; started again", done.stderr
@@ -134,6 +134,33 @@ def test_models_that_differ_are_refused_by_name() -> None:
     assert "has parameter '0.weight' of shape (17, 10), theirs is (16, 10)" in done.stderr
 
 
+def pids_of_both(stream: IO[str]) -> list[int]:
+    """Of two workers, once both have told."""
+    pids: list[int] = []
+    while len(pids) < 2:
+        line = stream.readline()
+        assert line, "the launcher has ended"
+        if "] pid " in line:
+            pids.append(int(line.split()[-1]))
+    return pids
+
+
+def test_a_worker_that_saves_at_ctrl_c_is_left_alone_when_another_has_ended() -> None:
+    process = subprocess.Popen(
+        command(str(SCRIPT), '{"lr": 0.1}', "save"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    with process.stderr:
+        pids_of_both(process.stderr)
+        os.kill(process.pid, signal.SIGINT)
+        said = process.stderr.read()
+    assert process.wait(PATIENCE_S) == 128 + signal.SIGINT
+    assert "[0] saved" in said
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_nobody_outlives_the_launcher(number: signal.Signals) -> None:
     process = subprocess.Popen(
@@ -143,13 +170,8 @@ def test_nobody_outlives_the_launcher(number: signal.Signals) -> None:
         text=True,
     )
     assert process.stderr is not None
-    pids: list[int] = []
     with process.stderr:
-        while len(pids) < 2:
-            line = process.stderr.readline()
-            assert line, "the launcher has ended"
-            if "] pid " in line:
-                pids.append(int(line.split()[-1]))
+        pids = pids_of_both(process.stderr)
         os.kill(process.pid, number)
         process.stderr.read()
     code = process.wait(PATIENCE_S)

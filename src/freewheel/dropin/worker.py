@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from typing import Any, final
 
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from freewheel.dropin.membership import REMEDY, Membership
 from freewheel.dropin.messages import Register, Retire
@@ -88,6 +88,7 @@ class Worker:
         self.restarts = 0 if place is None else place.life
         self._optimizer: SharedOptimizer | None = None
         self._shards = 0
+        self._barriers = 0
 
     @property
     def is_main(self) -> bool:
@@ -193,7 +194,7 @@ class Worker:
             loader: of a map-style or an iterable data set. Workers must call this in the same order.
 
         Raises:
-            ConfigurationError: not a DataLoader.
+            ConfigurationError: not a DataLoader, or one whose sampler gives a part only already.
         """
         if not isinstance(loader, DataLoader):
             raise ConfigurationError(
@@ -201,13 +202,23 @@ class Worker:
                 " itertools.islice(batches, worker.rank, None, worker.workers)"
             )
         number, self._shards = self._shards, self._shards + 1
+        for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
+            if isinstance(sampler, DistributedSampler) and sampler.num_replicas > 1:
+                raise ConfigurationError(
+                    f"`loader` has a DistributedSampler, which gives one of {sampler.num_replicas} parts;"
+                    " worker.shard() divides itself: use shuffle=True, or no sampler"
+                )
         loop = Loop(self._enter, self._count, self._exit)
         return Shard(loader, number, self.rank, self.workers, self._line, loop)
 
     def barrier(self) -> None:
-        """Waits until every worker that still runs has called it."""
+        """Waits until every worker that still runs has called it.
+
+        A worker that was started again passes those that it has passed before.
+        """
+        number, self._barriers = self._barriers, self._barriers + 1
         if self._line is not None:
-            wait_for_all(self._line)
+            wait_for_all(self._line, number)
 
     def _enter(self) -> None:
         if self._optimizer is None:

@@ -80,6 +80,41 @@ def test_it_equals_its_twin_with_a_scheduler_and_clipping(
         assert torch.allclose(own, theirs, atol=1e-6)
 
 
+def accumulated(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Steps of two batches each, their losses scaled; then one by a closure."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        for _ in range(2):
+            loss = model(torch.randn(8, 4, generator=generator)).square().mean()
+            torch.autograd.backward(scaler.scale(loss))
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        scaler.step(optimizer)
+        scaler.update()
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = model(torch.ones(2, 4)).square().mean()
+        torch.autograd.backward(loss)
+        return loss.item()
+
+    assert optimizer.step(closure) > 0
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize(("method", "twin"), TWINS)
+def test_it_equals_its_twin_with_accumulation_scaling_and_a_closure(
+    method: Method, twin: Callable[[Any], torch.optim.Optimizer]
+) -> None:
+    model, other = network(), network()
+    optimizer = Worker(None, None).optimizer(model, method)
+    expected = accumulated(other, twin(other.parameters()))
+    for own, theirs in zip(accumulated(model, optimizer), expected, strict=True):
+        assert torch.allclose(own, theirs, atol=1e-6)
+
+
 def test_its_state_goes_into_another() -> None:
     model = network()
     first = Worker(None, None).optimizer(model, "hogwild", lr=0.1, momentum=0.9)

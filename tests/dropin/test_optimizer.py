@@ -98,7 +98,7 @@ def accumulated(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[torc
         optimizer.zero_grad()
         loss = model(torch.ones(2, 4)).square().mean()
         torch.autograd.backward(loss)
-        return loss.item()
+        return float(loss.item())
 
     assert optimizer.step(closure) > 0
     return [parameter.detach().clone() for parameter in model.parameters()]

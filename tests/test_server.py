@@ -373,3 +373,59 @@ def test_gradients_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"`entries` \(6,\) are not among the 6"):
         server.push(Update(given[:1], (6,), sequence=2, last=False))
     assert torch.equal(server.parameters.flat, before)
+
+
+def raising(*times: int) -> Rule:
+    """Raises an error at these calls, from 0."""
+    calls = itertools.count()
+
+    def apply(update: Update, state: State, context: RuleContext) -> Update:
+        if next(calls) in times:
+            raise ArithmeticError("of a rule")
+        return update
+
+    return Rule("piece", stateless, apply, "raising()")
+
+
+def test_an_update_that_a_rule_raises_about_is_dropped_and_the_next_is_applied() -> None:
+    server = server_of(network(), chain(raising(1), sgd(0.1)))
+    server.push(Update(gradients(server), sequence=0))
+    with pytest.raises(ArithmeticError):
+        server.push(Update(gradients(server), sequence=1))
+    assert server.push(Update(gradients(server), sequence=1)).status == "duplicate"
+    server.push(Update(gradients(server), sequence=2))
+    book = server.ledger()
+    assert (book["pushed"], book["applied"], book["pending"], book["dropped"]) == (3, 2, 0, {"error": 1})
+
+
+def test_a_gradient_that_does_not_fit_is_dropped() -> None:
+    server = server_of(network())
+    with pytest.raises(ConfigurationError, match="one an entry"):
+        server.push(Update([torch.zeros(3)]))
+    assert server.ledger()["dropped"] == {"error": 1}
+    assert adds_up(server)
+
+
+def test_a_round_that_a_rule_raises_about_is_over_and_dropped() -> None:
+    server = server_of(network(), chain(raising(1), sgd(0.1)), workers=2, rounds=True)
+    for sequence in range(3):
+        server.push(Update(gradients(server), worker=0, sequence=sequence))
+        last = Update(gradients(server), worker=1, sequence=sequence)
+        if sequence == 1:
+            with pytest.raises(ArithmeticError):
+                server.push(last)
+        else:
+            server.push(last)
+        assert not server.awaits_round(0)
+    book = server.ledger()
+    assert (book["pushed"], book["applied"], book["pending"], book["dropped"]) == (6, 4, 0, {"error": 2})
+    assert server.version == 2
+
+
+def test_a_life_that_is_announced_fences_the_earlier_one_at_once() -> None:
+    server = server_of(network())
+    server.push(Update(gradients(server), sequence=0))
+    assert server.begin_life(0) == 1
+    assert server.push(Update(gradients(server), sequence=1)).status == "duplicate"
+    assert server.push(Update(gradients(server), sequence=0, incarnation=1)).status == "applied"
+    assert server.begin_life(0) == 2

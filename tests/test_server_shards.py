@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -226,3 +228,17 @@ def test_an_update_that_one_shard_drops_is_not_booked_as_applied() -> None:
     assert server.push(Update(bad, versions=(0, 0))).status == "non-finite"
     assert server.versions() == (0, 1)
     assert (server.ledger()["dropped"], server.version) == ({"non-finite": 1}, 0)
+
+
+@pytest.mark.parametrize("scope", ["piece", "update"])
+@pytest.mark.parametrize("rounds", [False, True])
+def test_an_update_that_a_rule_raises_about_is_dropped(rounds: bool, scope: Any) -> None:
+    def apply(update: Update, state: State, context: RuleContext) -> Update:
+        raise ArithmeticError("of a rule")
+
+    rule = chain(Rule(scope, stateless, apply, "raising()"), sgd(0.1))
+    server = server_of(rule, shards=3, workers=1, rounds=rounds)
+    with pytest.raises(ArithmeticError):
+        server.push(Update(gradients(server, 0)))
+    book = server.ledger()
+    assert (book["pushed"], book["pending"], book["dropped"]) == (1, 0, {"error": 1})

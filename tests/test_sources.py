@@ -139,6 +139,51 @@ def test_what_is_given_back_is_taken_again_and_nothing_else_is_repeated(name: st
 
 
 @pytest.mark.parametrize("name", SOURCES)
+def test_a_number_that_is_put_back_can_be_asked_for_again_and_is_not_taken_besides(name: str) -> None:
+    source = SOURCES[name]()
+    source.open(0, source.batches)
+    first, second = source.take_number(0), source.take_number(1)
+    assert first is not None
+    assert second is not None
+    source.put_back(first)
+    again = source.take_number(0)
+    assert again is not None
+    assert again.batch == first.batch
+    assert source.state()["returned"] == []
+
+
+def test_a_batch_that_cannot_be_read_is_taken_again() -> None:
+    calls = iter(range(100))
+
+    def fetch(indices: Tensor) -> list[int]:
+        if next(calls) == 1:
+            raise OSError("the disk is gone")
+        return numbers(indices)
+
+    source = Indexed(fetch, SIZE, 5)
+    source.open(0, source.batches)
+    assert source.take() is not None
+    with pytest.raises(OSError, match="the disk is gone"):
+        source.take()
+    assert not source.broken
+    assert [lease.number for lease in drain(source)] == [1, 2, 3, 4]
+
+
+def test_a_stream_that_raises_is_broken_and_gives_nothing_more() -> None:
+    def batches() -> Iterator[list[int]]:
+        yield [0]
+        raise OSError("the line is dead")
+
+    source = Streamed(batches, len, 5, 1)
+    source.open(0, 5)
+    assert source.take() is not None
+    with pytest.raises(OSError, match="the line is dead"):
+        source.take()
+    assert source.broken
+    assert source.take() is None
+
+
+@pytest.mark.parametrize("name", SOURCES)
 def test_what_was_given_back_at_the_end_opens_with_the_next_epoch(name: str) -> None:
     source = SOURCES[name]()
     source.open(0, source.batches)
@@ -467,6 +512,19 @@ def test_a_segment_that_is_given_back_is_taken_again_with_its_state() -> None:
     assert again.carry.value == "after the first"
     source.acknowledge(again)
     assert 2 + len(drain(source)) == source.batches
+
+
+def test_a_segment_of_a_round_that_is_put_back_is_asked_for_again() -> None:
+    source = sequences(streams=2)
+    source.open(0, source.batches)
+    lease = source.take_number(1)
+    assert lease is not None
+    source.put_back(lease)
+    again = source.take_number(1)
+    assert again is not None
+    assert (again.stream, again.carry) == (1, lease.carry)
+    assert torch.equal(again.batch[0], lease.batch[0])
+    assert source.state()["returned"] == []
 
 
 def test_rounds_give_each_number_its_group() -> None:

@@ -13,6 +13,7 @@ from torch import nn
 import freewheel
 from freewheel import injection, testing
 from freewheel.errors import ConfigurationError, WorkerError
+from freewheel.events import Event, Steps, WorkerRestarted
 from freewheel.testing import InjectedFaultError, inject
 
 X = torch.randn(128, 4, generator=torch.Generator().manual_seed(0))
@@ -27,7 +28,7 @@ def fit(**more: Any) -> freewheel.Result:
 
 def test_an_exception_has_the_name_of_its_fault() -> None:
     with inject(testing.fail(worker=1, step=3)) as injected, pytest.raises(WorkerError) as caught:
-        fit()
+        fit(on_error="stop")
     assert (caught.value.worker, caught.value.sequence) == (1, 3)
     assert isinstance(caught.value.__cause__, InjectedFaultError)
     assert injected.fired == ["fail(worker=1, step=3)"]
@@ -45,6 +46,15 @@ def test_a_fault_happens_once_in_all_runs() -> None:
     with inject(testing.duplicate(worker=0, step=0)) as injected:
         assert [fit().ledger["duplicates"] for _ in range(2)] == [1, 0]
     assert injected.all_fired
+
+
+@pytest.mark.parametrize("engine", ["serial", "threads", "processes"])
+def test_a_run_with_faults_goes_on_without_them(engine: str, tmp_path: Path) -> None:
+    with inject(testing.duplicate(worker=0, step=3)) as injected:
+        fit(engine=engine, run_dir=tmp_path)
+    assert injected.all_fired
+    result = fit(engine=engine, run_dir=tmp_path, resume=tmp_path, epochs=2)
+    assert (result.samples, result.ledger["duplicates"]) == (2 * len(X), 1)
 
 
 def test_afterwards_nothing_is_injected() -> None:
@@ -100,6 +110,18 @@ def test_hanging_takes_time() -> None:
         assert fit(workers=1).seconds > 0.3
 
 
+@pytest.mark.parametrize(("steps", "times"), [(4, 4), (0, 29)])
+def test_a_slow_worker_stays_slow_for_as_many_steps_as_are_wanted_and_counts_once(
+    steps: int, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(testing.faults.time, "sleep", slept.append)  # type: ignore[attr-defined]
+    with inject(testing.slow(worker=0, step=3, seconds=0.05, steps=steps)) as injected:
+        fit(workers=1, engine="serial")
+    assert injected.fired == ["slow(worker=0, step=3)"]
+    assert slept == [0.05] * times
+
+
 def test_faults_survive_the_death_of_a_process_and_are_told_of_in_order() -> None:
     faults = [testing.kill(1, 2), testing.segfault(1, 4, during="push"), testing.leave(1, 6, code=7)]
     with inject(*faults) as injected:
@@ -121,6 +143,35 @@ def test_a_storm_does_not_stop_progress() -> None:
     assert len(injected.fired) >= 3
     assert result.restarts >= 3
     assert result.reason == "max_seconds"
+    assert torch.allclose(result.module.weight.detach(), torch.tensor([[1.0, 2.0, -1.0, 0.5]]), atol=0.05)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        freewheel.hogwild(0.1, 0.0),
+        freewheel.synchronous(0.1, 0.0),
+        freewheel.stale_synchronous(2, 0.1, momentum=0.0),
+    ],
+    ids=lambda method: method.name,
+)
+def test_whomever_a_storm_kills_comes_back_and_goes_on(method: freewheel.Method) -> None:
+    events: list[Event] = []
+    storm = testing.storm(every_s=0.4, kinds=("kill",), seed=269)  # strikes both workers, in turn mostly
+    arguments: dict[str, Any] = {"epochs": None, "max_seconds": 3.0, "max_restarts": 100}
+    with inject(storm) as injected:
+        result = fit(engine="processes", method=method, monitors=[events.append], **arguments)
+    assert result.reason == "max_seconds"
+    assert {text.split(",")[0] for text in injected.fired} == {"kill(worker=0", "kill(worker=1"}
+    assert 2 <= result.restarts <= len(injected.fired)
+    for worker in range(2):
+        again = next(
+            place
+            for place, event in enumerate(events)
+            if isinstance(event, WorkerRestarted) and event.worker == worker
+        )
+        later = [event for event in events[again:] if isinstance(event, Steps)]
+        assert sum(event.worker.count(worker) for event in later) > 0
     assert torch.allclose(result.module.weight.detach(), torch.tensor([[1.0, 2.0, -1.0, 0.5]]), atol=0.05)  # type: ignore[operator]
 
 

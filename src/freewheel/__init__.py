@@ -15,6 +15,7 @@
 - ``checkpoints/`` the whole state of a run on disk, and back
 - ``audit.py`` does the record of a run add up? ``auditing/`` what it looks at
 - ``calibrate.py`` measures this machine for a simulation; ``advise.py`` says which method to use
+- ``elastic.py`` more or fewer workers while a run is under way
 - ``dropin/`` training scripts of others: ``freewheel run`` and ``join()``
 - ``monitors/`` who listens; ``report/`` events -> HTML and plots; ``commands/`` the command line
 - ``data/`` loaders and embedded sets; ``recipes/`` example models and runs
@@ -32,6 +33,7 @@ from freewheel.calibrate import calibrate
 from freewheel.calibration import Calibration
 from freewheel.compare import compare
 from freewheel.comparison import Comparison
+from freewheel.elastic import set_workers
 from freewheel.engines import Processes, Serial, Simulated, Threads
 from freewheel.errors import (
     CheckpointError,
@@ -114,6 +116,7 @@ __all__ = [
     "replay",
     "rules",
     "schedules",
+    "set_workers",
     "simulation",
     "stale_synchronous",
     "synchronous",

@@ -16,6 +16,9 @@ PASSED = frozenset(("applied", "absorbed", "duplicate"))
 PLAIN = ("sequence", "incarnation", "verdict", "pushed", "released")
 """What a checkpoint holds of a slot as it is."""
 
+ERROR = "error"
+"""The reason of a drop in the middle of which a rule has raised an error."""
+
 REMEMBERED = 4096  # pushes of one worker that have not come though later ones have: late, or lost
 
 
@@ -62,6 +65,12 @@ class Slot:
         self.counts = Counter(state["counts"])
         self.context.released = state["absorbed"]
 
+    def begin_life(self, incarnation: int) -> None:
+        """The worker has been replaced: a new life counts its steps from 0 again."""
+        self.incarnation, self.sequence, self.verdict = incarnation, -1, "applied"
+        self.pieces.clear()
+        self.missing.clear()
+
     def has_seen(self, sequence: int) -> bool:
         """Whether this step was closed before; steps may arrive in another order than they were taken."""
         return sequence <= self.sequence and sequence not in self.missing
@@ -84,10 +93,8 @@ class Slot:
 
     def is_duplicate(self, update: Update) -> bool:
         """Whether this piece has come before, which is counted; else it counts as having come."""
-        if update.incarnation > self.incarnation:  # a new life counts its steps from 0 again
-            self.incarnation, self.sequence, self.verdict = update.incarnation, -1, "applied"
-            self.pieces.clear()
-            self.missing.clear()
+        if update.incarnation > self.incarnation:
+            self.begin_life(update.incarnation)
         stale_life = update.incarnation < self.incarnation
         if stale_life or self.has_seen(update.sequence) or update.entries in self.pieces:
             self.counts["duplicate"] += 1

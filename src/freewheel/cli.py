@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 import freewheel
-from freewheel.commands import advise, audit, compare, data, demo, replay, report, run, shell, simulate, train
+from freewheel.commands import (
+    advise,
+    audit,
+    compare,
+    data,
+    demo,
+    replay,
+    report,
+    run,
+    shell,
+    simulate,
+    train,
+    workers,
+)
 
 app = typer.Typer(
     name="freewheel",
@@ -22,6 +35,7 @@ app.command()(demo.demo)
 app.command()(train.train)
 app.command()(compare.compare)
 app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})(run.run)
+app.command()(workers.workers)
 app.command()(simulate.simulate)
 app.command()(advise.advise)
 app.command()(report.report)

@@ -35,10 +35,11 @@ class TrainingError(FreewheelError, RuntimeError):
 
 
 class WorkerError(TrainingError):
-    """A worker raised an error, or its process died; the original exception is ``__cause__``.
+    """A worker raised an error, its process died, or it hangs; the original exception is ``__cause__``.
 
     An exception of a worker process has the text of its traceback there as its own cause. Where a process
-    died, a ``ChildProcessError`` says by which signal, or with which exit code.
+    died, a ``ChildProcessError`` says by which signal, or with which exit code. That of a worker that hangs
+    is a ``TimeoutError``; of a thread, a note says where.
 
     Attributes:
         worker: which worker, from 0.

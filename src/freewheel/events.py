@@ -115,7 +115,7 @@ class CheckpointFailed:
 
 @dataclass(frozen=True, slots=True)
 class WorkerFailed:
-    """A worker raised an error, or its process died."""
+    """A worker raised an error, its process died, or it hangs."""
 
     worker: int
     sequence: int
@@ -129,6 +129,36 @@ class WorkerRestarted:
 
     worker: int
     incarnation: int  # which life it is; the first was 0
+    seconds: float  # training clock
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSlowed:
+    """A worker has been much slower than the others for seconds, or is so no more."""
+
+    worker: int
+    times: float  # time that its steps compute, over the median of the others'
+    slow: bool  # False: it keeps up again
+    seconds: float  # training clock
+
+
+@dataclass(frozen=True, slots=True)
+class WorkersChanged:
+    """The run goes on with another number of workers."""
+
+    before: int
+    after: int
+    seconds: float  # training clock, which stood still meanwhile
+    took_s: float  # from the last step with the old number until the new workers could begin
+
+
+@dataclass(frozen=True, slots=True)
+class WorkersKept:
+    """Somebody wants another number of workers, which this run cannot have."""
+
+    workers: int
+    wanted: int
+    reason: str
     seconds: float  # training clock
 
 
@@ -181,6 +211,9 @@ Event = (
     | CheckpointFailed
     | WorkerFailed
     | WorkerRestarted
+    | WorkerSlowed
+    | WorkersChanged
+    | WorkersKept
     | Traffic
     | RunFinished
 )

@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from freewheel.book import Book
+from freewheel.book import ERROR, Book
 from freewheel.rounds import Round
 from freewheel.update import Update
 
@@ -61,10 +61,18 @@ class Gathering:
         self._round.active.update(workers)
 
     def _advance(self, means: list[Update]) -> None:
-        for mean in means:
-            verdict = self._apply_whole(mean) if mean.last else self._apply(mean)
-            if verdict != "applied":
-                self._verdict = verdict
+        try:
+            for mean in means:
+                verdict = self._apply_whole(mean) if mean.last else self._apply(mean)
+                if verdict != "applied":
+                    self._verdict = verdict
+        except Exception:
+            self._verdict = ERROR
+            self._close_if_over()  # or nobody would be let into the next round
+            raise
+        self._close_if_over()
+
+    def _close_if_over(self) -> None:
         if self._round.is_over():
             status, self._verdict = self._verdict, "applied"
             self._close(status)
@@ -75,11 +83,14 @@ class Gathering:
         others, total = len(good) - 1, sum(update.samples for update in good)
         slot, own = self._book.slots[mean.worker], mean.samples
         mean.samples, slot.context.released = total, others
-        verdict = self._apply(mean)
-        if verdict != "absorbed":
-            slot.released += slot.context.released - others
-        self._waited = mean.samples - total  # of rounds that were absorbed before
-        mean.samples, slot.context.released = own, 0
+        verdict = ERROR
+        try:
+            verdict = self._apply(mean)
+        finally:
+            if verdict != "absorbed":
+                slot.released += slot.context.released - others
+            self._waited = mean.samples - total  # of rounds that were absorbed before
+            mean.samples, slot.context.released = own, 0
         return verdict
 
     def _close(self, status: str) -> None:

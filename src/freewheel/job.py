@@ -21,6 +21,7 @@ from freewheel.tasks import Task
 if TYPE_CHECKING:
     from freewheel.checkpoints.origin import Origin
     from freewheel.checkpoints.saver import Saver
+    from freewheel.elastic import Requests
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ class Setup:
         seed: of the shuffling, of the workers' generators, and of PyTorch's generator during the run.
         channels_last: store 4-D weights with the channels fastest.
         shards: spans of the weights, each with a version and a rule state of its own.
+        former: workers that have a place in the books, those that have left among them, if there are more
+            than work now.
     """
 
     workers: int = 1
@@ -135,6 +138,12 @@ class Setup:
     seed: int = 0
     channels_last: bool = False
     shards: int = 1
+    former: int = 0
+
+    @property
+    def places(self) -> int:
+        """How many have a place in the books."""
+        return max(self.workers, self.former)
 
     def __post_init__(self) -> None:
         for name in ("workers", "intra_op_threads", "shards"):
@@ -150,7 +159,8 @@ class Supervision:
     Attributes:
         on_error: "restart" replaces them, "stop" ends the run.
         max_restarts: of the whole run.
-        step_timeout: seconds after which a step hangs; None: much longer than the longest so far.
+        step_timeout: seconds after which a step hangs; None: much longer than the longest so far, and on
+            threads never.
     """
 
     on_error: Literal["restart", "stop"] = "stop"
@@ -205,6 +215,7 @@ class Job:
         trace: where the order of pulls and pushes is noted; None if the run is not recorded.
         checkpoints: where its state is kept, and comes from; None for neither.
         supervision: what becomes of workers that fail.
+        requests: for another number of workers while it runs; None where nobody looks for any.
     """
 
     module: nn.Module
@@ -218,6 +229,7 @@ class Job:
     trace: Trace | None = None
     checkpoints: Checkpointing | None = None
     supervision: Supervision = field(default_factory=Supervision)
+    requests: Requests | None = None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from freewheel.book import Book, Slot
+from freewheel.book import ERROR, Book, Slot
 from freewheel.conform import conform
 from freewheel.errors import ConfigurationError
 from freewheel.gathering import Gathering
@@ -67,6 +67,7 @@ class Server:
         backup: workers that a round does not wait for.
         shards: spans of the flat vector with versions and rule states of their own.
         seed: of the generator that rules may draw from.
+        places: in the book, for workers that have left or are to come; as many as workers if left out.
 
     Attributes:
         book: what was pushed, applied and dropped, by worker.
@@ -86,6 +87,7 @@ class Server:
         backup: int = 0,
         shards: int = 1,
         seed: int = 0,
+        places: int | None = None,
     ) -> None:
         if not rule.descends:
             raise ConfigurationError(
@@ -93,7 +95,8 @@ class Server:
             )
         self.parameters = parameters
         self.workers = workers
-        self.shards = cut(parameters, shards, workers)
+        places = workers if places is None else places
+        self.shards = cut(parameters, shards, places)
         self._head, tail = split(rule) if shards > 1 else (None, rule)
         self._apply_rule = tail.apply
         self._backup = backup
@@ -103,7 +106,7 @@ class Server:
         self._generator = generator = torch.Generator().manual_seed(seed)
         self._slots = [
             Slot(RuleContext(worker=worker, workers=workers, planned=planned_samples, generator=generator))
-            for worker in range(workers)
+            for worker in range(places)
         ]
         self.book = Book(self._slots)
         self._rounds = (
@@ -188,7 +191,11 @@ class Server:
         self._open(update, slot)
         if self._rounds is not None:
             return self._gather(update, self._rounds)
-        status = update.rejected or self._apply(update, slot, staleness)
+        try:
+            status = update.rejected or self._apply(update, slot, staleness)
+        except Exception:
+            self._give_up(update)
+            raise
         if not update.last:
             if status != "applied":
                 slot.verdict = status
@@ -202,7 +209,11 @@ class Server:
         receipt = self.admit(update)
         if receipt is not None:
             return receipt
-        staleness = max([self.apply(shard, update) for shard in self.shards])
+        try:
+            staleness = max([self.apply(shard, update) for shard in self.shards])
+        except Exception:
+            self._give_up(update)
+            raise
         status = self.settled(update)
         self.finish(update, status)
         return Receipt(status, staleness)
@@ -221,7 +232,11 @@ class Server:
         if self._rounds is not None:
             return self._gather(update, self._rounds)
         staleness = self._staleness(update)
-        status = update.rejected or self._apply_head(update, slot, staleness)
+        try:
+            status = update.rejected or self._apply_head(update, slot, staleness)
+        except Exception:
+            self._give_up(update)
+            raise
         if status != "applied":
             self.finish(update, status)
             return Receipt(status, staleness)
@@ -270,6 +285,16 @@ class Server:
         slot = self._slots[update.worker]
         slot.pushed += 1
         slot.counts[LOST] += 1
+
+    def begin_life(self, worker: int) -> int:
+        """The worker has been replaced: what its earlier life still pushes is a duplicate.
+
+        Returns:
+            The incarnation that its next updates must have; they are numbered from 0.
+        """
+        slot = self._slots[worker]
+        slot.begin_life(slot.incarnation + 1)
+        return slot.incarnation
 
     # --- rounds ---
 
@@ -352,7 +377,16 @@ class Server:
             slot.pushed += 1
         if update.gradients:
             part = self._part(update.entries)
-            conform(update.gradients, part.weights, part.strides, part.names)
+            try:
+                conform(update.gradients, part.weights, part.strides, part.names)
+            except Exception:
+                self._give_up(update)
+                raise
+
+    def _give_up(self, update: Update) -> None:
+        """Books an update that raised an error: nobody will finish it. Of a step, the last piece counts."""
+        if update.last:
+            self.finish(update, ERROR)
 
     def _release(self, slot: Slot) -> None:
         slot.released += slot.context.released

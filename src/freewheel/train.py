@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from freewheel import engines, methods
+from freewheel import elastic, engines, methods
 from freewheel.checkpoints.folder import newest
 from freewheel.checkpoints.start import sigterm_as_ctrl_c, with_checkpoints
 from freewheel.engines import Auto, Engine, Processes, Threads
@@ -94,7 +94,8 @@ def fit(
             copy of the model, and says why; "serial"; or an engine, such as
             ``freewheel.Processes(pin=True)``.
         workers: how many; "auto" is one per core for asynchronous methods, and one with all cores for
-            synchronous.
+            synchronous, or as many as a run had that goes on. On processes, :func:`set_workers` changes the
+            number while it runs.
         intra_op_threads: PyTorch threads inside each worker's operations. The default is 1, or all cores for
             the single worker that "auto" gives a synchronous method.
         shards: spans of the weights with versions and rule states of their own, as on several servers.
@@ -126,17 +127,19 @@ def fit(
             the simulated engine, which refuses a number: its runs can be repeated by their seed.
         keep_checkpoints: how many to keep; older ones are removed.
         resume: the directory of a run, or of one checkpoint, to go on from; needs the arguments of that run,
-            of which only the end (`epochs`, `max_samples`, `max_seconds`, `target`) may be another. Seconds,
+            of which only the end (`epochs`, `max_samples`, `max_seconds`, `target`) and, on processes, the
+            number of `workers` may be another. Seconds,
             samples and events go on, too. With the same `run_dir` the run is continued there.
-        on_error: "restart" replaces a worker process that dies, raises or hangs; what it had in hand is
-            computed again, so every batch is used at least once. "stop" ends the run with its error. The
-            default is "restart" on processes, the only engine that can, and "stop" elsewhere. Divergence ends
-            every run, and so does what is no accident: three failures in a row of a worker that finished no
-            step, or of workers with the same batch in hand.
+        on_error: "restart" replaces a worker that raises an exception and, on processes, one that dies or
+            hangs; what it had in hand is computed again, so every batch is used at least once. "stop" ends
+            the run with its error. The default is "restart" on processes and threads, and "stop" elsewhere
+            and for runs that are recorded, where nobody can be replaced. Divergence ends every run, and so
+            does what is no accident: three failures in a row of a worker that finished no step, or of workers
+            with the same batch in hand.
         max_restarts: replacements in the whole run; the next failure ends it.
-        step_timeout: seconds after which the step of a worker process is taken to hang; it is killed and
-            replaced. The default is a minute, or twenty times the longest step so far, if that is longer;
-            ``math.inf`` never.
+        step_timeout: seconds after which the step of a worker is taken to hang. A process is killed and
+            replaced; the default there is a minute, or twenty times the longest step so far, if that is
+            longer; ``math.inf`` never. A thread can be neither, so the run ends; the default there is never.
 
     Returns:
         What came of it; ``result.report("report.html")`` shows it.
@@ -145,7 +148,8 @@ def fit(
         ConfigurationError: an argument cannot be used.
         CheckpointError: `resume` has no complete checkpoint, or it is of another job.
         DataError: the data is empty, not finite, or does not fit.
-        WorkerError: a worker raised an error, which is its cause, or its process died.
+        WorkerError: a worker raised an error, which is its cause, or its process died, and it was not
+            replaced.
         TrainingError: training diverged.
 
     Example:
@@ -160,6 +164,8 @@ def fit(
         raise ConfigurationError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
     chosen, runner = methods.by_name(method), engines.by_name(engine)
     setup = _setup(model, chosen, workers, intra_op_threads, seed, channels_last)
+    if resume is not None and workers == "auto":
+        setup = _staffed_as(Path(resume), setup, intra_op_threads)
     task = _task(model, loss, step, chosen, metrics, precision, setup, bptt)
     if epochs is max_samples is max_seconds is None:
         epochs = 1
@@ -181,9 +187,11 @@ def fit(
     job = Job(model, task, chosen, source, stop, setup, evaluation, config, Trace() if record else None)
     if isinstance(runner, Auto):
         runner, job = _decided(job, resume)
-    job = replace(job, supervision=_supervision(on_error, max_restarts, step_timeout, runner))
-    job = injected(job, runner.name)
+    job = replace(job, supervision=_supervision(on_error, max_restarts, step_timeout, runner, record))
     job = with_checkpoints(job, runner.name, run_dir, checkpoint_every, keep_checkpoints, resume)
+    job = injected(job, runner.name)  # last: a checkpoint is of the job that was asked for
+    if run_dir is not None and runner.name in elastic.ENGINES:
+        job = replace(job, requests=elastic.Requests(Path(run_dir)))
     runner.check(job)
     with sigterm_as_ctrl_c(job), _held(run_dir):
         result = _run(runner, job, _listening(run_dir, monitors, job), run_dir)
@@ -314,6 +322,14 @@ def _setup(
     return Setup(count, threads or 1, seed, last)
 
 
+def _staffed_as(resume: Path, setup: Setup, intra_op_threads: int | None) -> Setup:
+    """The setup with as many workers as the run had when its checkpoint was written."""
+    workers = newest(resume).tree["identity"]["workers"]
+    if workers == setup.workers:
+        return setup
+    return replace(setup, workers=workers, intra_op_threads=intra_op_threads or 1)
+
+
 def _wants_channels_last(model: nn.Module) -> bool:
     """2-D convolutions run faster on channels_last tensors, on processors and on GPUs alike."""
     return any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in model.modules())
@@ -409,13 +425,22 @@ def _describe(model: nn.Module, task: Supervised, setup: Setup, precision: str) 
 
 
 def _supervision(
-    on_error: Literal["restart", "stop"] | None, max_restarts: int, step_timeout: float | None, runner: Engine
+    on_error: Literal["restart", "stop"] | None,
+    max_restarts: int,
+    step_timeout: float | None,
+    runner: Engine,
+    recorded: bool,
 ) -> Supervision:
-    able = isinstance(runner, Processes)
+    if on_error == "restart" and recorded:
+        raise ConfigurationError(
+            "`record`=True notes pulls and pushes, and cannot note that a worker was replaced, but `on_error`"
+            " is 'restart'; use on_error='stop', or record=False"
+        )
+    able = isinstance(runner, Processes | Threads) and not recorded
     if on_error == "restart" and not able:
         raise ConfigurationError(
-            f"`on_error`='restart' replaces worker processes, but `engine` is {runner.name!r}; use"
-            " engine='processes', or on_error='stop'"
+            f"`on_error`='restart' replaces workers, which `engine` {runner.name!r} cannot; use"
+            " engine='threads' or 'processes', or on_error='stop'"
         )
     return Supervision(on_error or ("restart" if able else "stop"), max_restarts, step_timeout)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,43 @@ def test_a_run_that_is_killed_twenty_times_is_never_corrupt_and_ends_as_if_it_ha
     assert found["left"] == []
     assert found["newest"] == str(found["steps"])
     assert found["same"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "kills"), [("hogwild", KILLS), ("synchronous", 6)])
+def test_main_processes_that_are_killed_leave_nothing_but_complete_checkpoints(
+    method: str, kills: int, tmp_path: Path
+) -> None:
+    program = Path(__file__).with_name("killed_main_processes.py")
+    # Sockets of fork servers stay behind; the folder of a test has too long a name for them.
+    with tempfile.TemporaryDirectory(prefix="freewheel-") as temporary:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", str(program), method, str(tmp_path), str(kills)],
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+            env={**os.environ, "TMPDIR": temporary},
+        )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    lives, places, left = found["lives"], found["places"], found["left"]
+    assert len(places) == kills
+    assert [one["processes"] + one["holders"] for one in left] == [[]] * kills
+    assert sum(one["segments"] > 0 for one in left) >= kills // 2  # else there was nothing to be left
+    steps = [place["steps"] for place in places]
+    assert steps == sorted(steps)
+    assert len(set(steps)) >= kills // 2
+    for life, place in zip(lives[:-1], places, strict=True):
+        assert place["steps"] >= life["written"]  # what it was told to be on the disk is there
+    for life, place in zip(lives[1:], places, strict=True):
+        assert life["resumed"] in ([], [[place["steps"], place["samples"]]])  # or killed before it said so
+    assert lives[-1]["resumed"]
+    assert found["unfinished"] == []
+    assert (found["reason"], found["newest"]) == ("epochs", str(found["steps"]))
+    assert found["used"] == {"1": found["steps"]}  # every batch, once
+    assert found["samples"] == found["planned"]
+    assert found["same"] or method != "synchronous"
 
 
 TERMINATED = """

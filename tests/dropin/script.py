@@ -29,12 +29,17 @@ stall = next((argument[6:] for argument in sys.argv if argument.startswith("stal
 if stall is not None and worker.restarts:
     open(stall, "x").close()
 dataset = TensorDataset(inputs, targets, torch.arange(61))
-loader = worker.shard(DataLoader(dataset, batch_size=4, shuffle="shuffle" in sys.argv))
-for epoch in range(4):
+loader = worker.shard(
+    DataLoader(dataset, batch_size=4, shuffle="shuffle" in sys.argv, num_workers=int("loader" in sys.argv))
+)
+told = False
+for epoch in range(10**6 if "forever" in sys.argv else 4):
     for step, (x, y, indices) in enumerate(loader):
-        if "kill" in sys.argv:
+        if "together" in sys.argv:
             worker.barrier()  # or one of them might do it all
         if "kill" in sys.argv and worker.rank == 1 and epoch == 1 and step == 2 and not worker.restarts:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "kill at once" in sys.argv and worker.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         if stall is not None:
             worker.barrier()
@@ -52,7 +57,12 @@ for epoch in range(4):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 100.0)
         optimizer.step()
         print(json.dumps({"epoch": epoch, "indices": indices.tolist()}))
+        if "forever" in sys.argv and epoch and not told:
+            told = True
+            print("pid", os.getpid(), file=sys.stderr)
     scheduler.step()
+if "deaf" in sys.argv:
+    signal.signal(signal.SIGINT, lambda number, frame: print("heard", file=sys.stderr))
 if "hang" in sys.argv:
     print("pid", os.getpid(), file=sys.stderr)
     time.sleep(600)

@@ -10,9 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import psutil
 import pytest
@@ -22,6 +25,7 @@ from torch import nn
 SCRIPT = Path(__file__).parent / "script.py"
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 PATIENCE_S = 100
+MARK = "FREEWHEEL_TEST_OF_RUN"  # a variable by which all processes of a run are found
 
 
 def command(*arguments: str, workers: int = 2) -> list[str]:
@@ -29,14 +33,36 @@ def command(*arguments: str, workers: int = 2) -> list[str]:
 
 
 def run(*arguments: str, workers: int = 2, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    """Runs to the end; afterwards none of its processes is left."""
+    mark = uuid.uuid4().hex
+    done = subprocess.run(
         command(*arguments, workers=workers),
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
         check=False,
         cwd=folder,
+        env={**os.environ, MARK: mark},
     )
+    await_the_end_of(mark)
+    return done
+
+
+def await_the_end_of(mark: str) -> None:
+    """Waits until no process has this in its environment."""
+    ends = time.monotonic() + PATIENCE_S
+    while left := marked(mark):
+        assert time.monotonic() < ends, left
+        time.sleep(0.05)
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 def told(output: str) -> list[tuple[int, dict[str, Any]]]:
@@ -96,9 +122,8 @@ def test_a_module_gets_all_that_comes_after_its_name(tmp_path: Path) -> None:
     assert done.stdout == f"[0] __main__ {arguments}\n"
 
 
-@pytest.mark.parametrize("method", ["hogwild", "downpour"])
-def test_a_killed_worker_comes_back_and_every_sample_is_computed(method: str) -> None:
-    done = run("--method", method, str(SCRIPT), '{"lr": 0.05}', "kill", "shuffle")
+def check_killed_once(done: subprocess.CompletedProcess[str]) -> None:
+    """Worker 1 was killed, and came back; every sample was computed on, and something was learnt."""
     assert done.returncode == 0, done.stderr
     assert "worker 1 was killed by SIGKILL; started again" in done.stderr
     assert "1 restart\n" in done.stderr
@@ -120,6 +145,38 @@ def test_a_worker_that_hangs_is_replaced_and_one_that_evaluates_is_not(tmp_path:
     assert [len(epochs[epoch]) for epoch in range(4)] == [61] * 4
 
 
+@pytest.mark.parametrize("method", ["hogwild", "downpour"])
+def test_a_killed_worker_comes_back_and_every_sample_is_computed(method: str) -> None:
+    check_killed_once(run("--method", method, str(SCRIPT), '{"lr": 0.05}', "kill", "together", "shuffle"))
+
+
+@pytest.mark.parametrize("method", ["stale_synchronous", "synchronous"])
+def test_nobody_waits_for_a_killed_worker_for_ever(method: str) -> None:
+    check_killed_once(run("--method", method, str(SCRIPT), '{"lr": 0.1}', "kill", "shuffle"))
+
+
+@pytest.mark.parametrize("method", ["hogwild", "synchronous"])
+def test_a_loader_with_a_process_of_its_own_gives_every_sample_once(method: str) -> None:
+    done = run("--method", method, str(SCRIPT), '{"lr": 0.05}', "loader", "shuffle")
+    assert done.returncode == 0, done.stderr
+    epochs = computed(done.stdout)
+    assert len(epochs) == 4
+    assert all(set(counts.values()) == {1} and len(counts) == 61 for counts in epochs.values())
+
+
+def test_what_the_loader_of_a_killed_worker_had_fetched_is_computed_by_others() -> None:
+    check_killed_once(
+        run("--method", "hogwild", str(SCRIPT), '{"lr": 0.05}', "kill", "together", "loader", "shuffle")
+    )
+
+
+def test_a_worker_that_is_killed_before_its_first_step_ends_the_run() -> None:
+    done = run("--method", "synchronous", str(SCRIPT), '{"lr": 0.05}', "kill at once")
+    assert done.returncode == 128 + signal.SIGKILL
+    assert "worker 1 was killed by SIGKILL; its own message stands above" in done.stderr
+    assert "started again" not in done.stderr
+
+
 def test_a_script_that_fails_at_once_ends_the_run_with_its_code() -> None:
     done = run(str(SCRIPT), "{}", "fail")
     assert done.returncode == 7
@@ -134,52 +191,89 @@ def test_models_that_differ_are_refused_by_name() -> None:
     assert "has parameter '0.weight' of shape (17, 10), theirs is (16, 10)" in done.stderr
 
 
-def pids_of_both(stream: IO[str]) -> list[int]:
-    """Of two workers, once both have told."""
-    pids: list[int] = []
-    while len(pids) < 2:
-        line = stream.readline()
-        assert line, "the launcher has ended"
-        if "] pid " in line:
-            pids.append(int(line.split()[-1]))
-    return pids
-
-
 def test_a_worker_that_saves_at_ctrl_c_is_left_alone_when_another_has_ended() -> None:
-    process = subprocess.Popen(
-        command(str(SCRIPT), '{"lr": 0.1}', "save"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    with process.stderr:
-        pids_of_both(process.stderr)
+    with launched(str(SCRIPT), '{"lr": 0.1}', "save") as process:
         os.kill(process.pid, signal.SIGINT)
-        said = process.stderr.read()
-    assert process.wait(PATIENCE_S) == 128 + signal.SIGINT
+        code, said = ended(process)
+    assert code == 128 + signal.SIGINT
     assert "[0] saved" in said
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_nobody_outlives_the_launcher(number: signal.Signals) -> None:
+    with launched(str(SCRIPT), '{"lr": 0.1}', "hang") as process:
+        os.kill(process.pid, number)
+        code, _ = ended(process)
+    assert code == (-number if number == signal.SIGKILL else 128 + number)
+
+
+@pytest.mark.parametrize(
+    ("method", "number"),
+    [
+        ("hogwild", signal.SIGINT),
+        ("synchronous", signal.SIGINT),
+        ("stale_synchronous", signal.SIGINT),
+        ("synchronous", signal.SIGHUP),
+    ],
+)
+def test_what_a_terminal_sends_to_all_of_its_processes_ends_the_run(
+    method: str, number: signal.Signals
+) -> None:
+    """Ctrl-C, or the end of the connection: to the launcher's process group, while everybody trains."""
+    with launched("--method", method, str(SCRIPT), '{"lr": 0.1}', "forever") as process:
+        os.killpg(process.pid, number)
+        code, said = ended(process)
+    assert code == 128 + number
+    assert f"was killed by {number.name}; its own message stands above" in said
+    assert "started again" not in said
+
+
+def test_a_second_ctrl_c_ends_those_that_did_not_heed_the_first() -> None:
+    with launched(str(SCRIPT), '{"lr": 0.1}', "hang", "deaf") as process:
+        assert process.stderr is not None
+        os.killpg(process.pid, signal.SIGINT)
+        while "heard" not in (line := process.stderr.readline()):
+            assert line, "the launcher has ended"
+        os.killpg(process.pid, signal.SIGINT)
+        code, said = ended(process)
+    assert code == 128 + signal.SIGKILL
+    assert "was killed by SIGKILL" in said
+
+
+@contextmanager
+def launched(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A launcher in a process group of its own, as a shell starts it, whose workers have both told their pid.
+
+    Afterwards none of its processes is left.
+    """
+    mark = uuid.uuid4().hex
     process = subprocess.Popen(
-        command(str(SCRIPT), '{"lr": 0.1}', "hang"),
+        command(*arguments),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, MARK: mark},
+        start_new_session=True,
     )
     assert process.stderr is not None
-    with process.stderr:
-        pids = pids_of_both(process.stderr)
-        os.kill(process.pid, number)
-        process.stderr.read()
-    code = process.wait(PATIENCE_S)
-    assert code == (-number if number == signal.SIGKILL else 128 + number)
-    ends = time.monotonic() + PATIENCE_S
-    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids):
-        assert time.monotonic() < ends
-        time.sleep(0.05)
+    try:
+        with process.stderr:
+            for _ in range(2):
+                while "] pid " not in (line := process.stderr.readline()):
+                    assert line, "the launcher has ended"
+            yield process
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    await_the_end_of(mark)
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Its exit code, and what it has said since."""
+    assert process.stderr is not None
+    said = process.stderr.read()
+    return process.wait(PATIENCE_S), said
 
 
 def test_the_example_differs_in_five_lines_and_runs(tmp_path: Path) -> None:

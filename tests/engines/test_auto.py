@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,25 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 import freewheel
 from freewheel.engines import Auto, Processes, Threads, auto
 from freewheel.engines.auto import Rates, by_rates, chosen
+from freewheel.engines.plan import planned_samples
 from freewheel.events import Event, RunStarted
 from freewheel.inputs import source_of
 from freewheel.job import Job, Setup, Stop
 from freewheel.methods import Method
 from freewheel.tasks import Supervised
+
+
+class Endless(IterableDataset[Any]):
+    """Data whose length nobody knows."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(zip(X, Y, strict=True))
+
 
 X = torch.randn(512, 8, generator=torch.Generator().manual_seed(0))
 Y = (X.sum(1) > 0).long()
@@ -67,6 +78,14 @@ def test_a_short_run_is_over_before_processes_have_started() -> None:
     engine, reason = by_rates(job(epochs=2), rates(0.5))
     assert isinstance(engine, Threads)
     assert reason.endswith("the run is too short for processes to start")
+
+
+def test_a_stream_of_unknown_length_is_judged_by_a_step() -> None:
+    endless = job()
+    endless = replace(endless, source=source_of(Endless(), 16, 0), stop=Stop(epochs=1))
+    assert planned_samples(endless) is None
+    assert isinstance(by_rates(endless, rates(0.5))[0], Processes)
+    assert isinstance(by_rates(endless, rates(0.95))[0], Threads)
 
 
 def test_processes_start_sooner_when_the_program_has_had_some(monkeypatch: pytest.MonkeyPatch) -> None:

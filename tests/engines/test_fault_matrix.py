@@ -7,6 +7,7 @@ that the targets were made with are the only ones with no loss.
 from __future__ import annotations
 
 import os
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import freewheel
 from freewheel import rules, testing
 from freewheel.checkpoints.folder import CHECKPOINTS, ordered, read
 from freewheel.checkpoints.saver import Saver
+from freewheel.errors import ConfigurationError
 from freewheel.events import Event, Steps
 from freewheel.methods import Method
 from freewheel.testing import Fault, inject
@@ -79,6 +81,16 @@ def _deaths() -> list[Any]:
     return [pytest.param(name, fault, id=f"{name}: {label}") for name, fault, label in found]
 
 
+def _exceptions() -> list[Any]:
+    """(method, fault) for every exception of a worker on threads."""
+    return [
+        pytest.param(name, testing.fail(1, step, during), id=f"{name}: fail {moment} {during}")
+        for name in METHODS
+        for moment, step in MOMENTS.items()
+        for during in DURING
+    ]
+
+
 class Ran:
     """A run with a fault, and what was heard of it."""
 
@@ -113,6 +125,7 @@ class Ran:
         leases = Counter(n for event in self.events if isinstance(event, Steps) for n in event.lease)
         assert set(leases) == set(range(EPOCHS * SAMPLES // BATCH))
         assert not _workers()
+        assert threading.active_count() == 1
         assert not [name for name in os.listdir("/dev/shm") if "freewheel" in name]
 
 
@@ -129,21 +142,74 @@ def test_a_worker_that_ends(method: str, fault: Fault) -> None:
     assert ran.result.restarts == 1
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("method", METHODS)
-def test_a_worker_that_is_killed_during_a_checkpoint(
-    method: str, moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Saver, "is_due", lambda saver, seconds: not saver._is_writing())
-    fault = testing.kill(1, MOMENTS[moment], during="checkpoint")
-    ran = Ran(METHODS[method], fault, "processes", run_dir=tmp_path)
+@pytest.mark.parametrize(("method", "fault"), _exceptions())
+def test_a_thread_that_raises(method: str, fault: Fault) -> None:
+    ran = Ran(METHODS[method], fault, "threads")
     ran.check()
     assert ran.result.restarts == 1
-    kept = ordered(tmp_path / CHECKPOINTS)
+    assert ran.result.samples == EPOCHS * SAMPLES
+
+
+@pytest.mark.parametrize("method", ["hogwild", "synchronous", "stale_synchronous", "downpour"])
+def test_a_gradient_of_the_wrong_shape_ends_a_run_on_threads(method: str) -> None:
+    with pytest.raises(ConfigurationError, match="must have its shape"):
+        Ran(METHODS[method], testing.wrong_shape(1, PUSHES[method]), "threads")
+
+
+def _endings_in_checkpoints() -> list[Any]:
+    """(method, fault) for everything that ends a worker while it hands over what it holds."""
+    during: testing.faults.During = "checkpoint"
+    first, middle = MOMENTS["first"], MOMENTS["middle"]
+    found = []
+    for name in METHODS:
+        for moment, step in MOMENTS.items():
+            found.append((name, testing.kill(1, step, during), f"kill {moment}"))
+        found.append((name, testing.segfault(1, first, during), "segfault first"))
+        found.append((name, testing.leave(1, middle, 3, during), "leave middle"))
+        found.append((name, testing.fail(1, middle, during), "fail middle"))
+        found.append((name, testing.hang(1, middle, during=during), "hang middle"))
+    return [pytest.param(name, fault, id=f"{name}: {label}") for name, fault, label in found]
+
+
+def check_checkpoints(run: Path) -> None:
+    """There are some, nothing of another is left, and all are complete."""
+    kept = ordered(run / CHECKPOINTS)
     assert kept
-    assert not list((tmp_path / CHECKPOINTS).glob(".*"))
+    assert not list((run / CHECKPOINTS).glob(".*"))
     for folder in kept:
         read(folder)  # raises an error for one that is not complete
+
+
+@pytest.mark.parametrize(("method", "fault"), _endings_in_checkpoints())
+def test_a_worker_that_ends_during_a_checkpoint(
+    method: str, fault: Fault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Saver, "is_due", lambda saver, seconds: not saver._is_writing())
+    timeout = 1.5 if fault.kind == "hang" else None
+    ran = Ran(METHODS[method], fault, "processes", run_dir=tmp_path, step_timeout=timeout)
+    ran.check()
+    assert ran.result.restarts == 1
+    check_checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize("method", ["hogwild", "synchronous", "stale_synchronous", "local_sgd"])
+def test_a_worker_that_is_slow_during_a_checkpoint_is_waited_for(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[float] = []
+
+    def wants_one(saver: Saver, seconds: float) -> bool:
+        taken.append(seconds)
+        return len(taken) == 1
+
+    monkeypatch.setattr(Saver, "is_due", wants_one)
+    fault = testing.hang(1, 0, seconds=0.2, during="checkpoint")
+    ran = Ran(METHODS[method], fault, "processes", run_dir=tmp_path)
+    ran.check()
+    assert ran.result.restarts == 0
+    check_checkpoints(tmp_path)
+    leases = Counter(n for event in ran.events if isinstance(event, Steps) for n in event.lease)
+    assert set(leases.values()) == {1}
 
 
 @pytest.mark.parametrize("engine", ["threads", "processes"])

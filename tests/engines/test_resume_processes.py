@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,32 @@ def resumed(
     arguments: dict[str, Any] = {"loss": slow, "monitors": [leases_of(leases)], **settings}
     found = fit(method, resume=checkpoints(folder)[steps], **arguments)
     return found, leases
+
+
+class Interrupting:
+    """Batches that are read once an epoch; Ctrl-C comes while one is read."""
+
+    def __init__(self, at: int | None) -> None:
+        self.at = at
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        inputs, targets = blobs()
+        for number in range(15):
+            if number == self.at:
+                self.at = None
+                signal.raise_signal(signal.SIGINT)
+            yield inputs[16 * number : 16 * number + 16], targets[16 * number : 16 * number + 16]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_while_data_are_read_loses_none_of_them(workers: int, tmp_path: Path) -> None:
+    before: Counter[int] = Counter()
+    settings: dict[str, Any] = {"workers": workers, "run_dir": tmp_path, "epochs": 1, "loss": slow}
+    cut = fit("hogwild", data=Interrupting(7), monitors=[leases_of(before)], **settings)
+    assert cut.reason == "interrupted"
+    after: Counter[int] = Counter()
+    fit("hogwild", data=Interrupting(None), monitors=[leases_of(after)], resume=tmp_path, **settings)
+    assert before + after == Counter(range(15))
 
 
 @pytest.mark.parametrize("name", SYNCHRONOUS)

@@ -122,7 +122,7 @@ def test_an_error_of_one_worker_wakes_those_that_wait_at_a_gate(method: str) -> 
 
     model = nn.Linear(4, 3)
     with pytest.raises(freewheel.WorkerError, match=r"worker 1 .* boom"):
-        run(model, loss=None, step=step, method=method)
+        run(model, loss=None, step=step, method=method, on_error="stop")
     assert threading.active_count() == 1
     assert is_free(model)
 

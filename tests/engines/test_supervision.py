@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from laws import ALL, BACKUP, SAMPLES, blobs, network
@@ -19,10 +20,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import freewheel
-from freewheel.engines.processes import supervisor
+from freewheel.engines import supervisor
+from freewheel.engines.processes import nursery, stragglers
 from freewheel.errors import ConfigurationError, WorkerError
-from freewheel.events import Event, Steps, WorkerFailed, WorkerRestarted
+from freewheel.events import Event, Steps, Tick, WorkerFailed, WorkerRestarted, WorkerSlowed
 from freewheel.methods import Method
+from freewheel.testing import inject, kill, slow
 
 BATCH, EPOCHS = 8, 2
 PATIENCE_S = 60.0  # against hanging only
@@ -301,9 +304,111 @@ def test_how_long_a_step_may_take_follows_the_longest_so_far() -> None:
     arena = Arena()
     try:
         watch = supervisor.Watch(Board.within(arena, 1, 1), 1, None)
+        assert watch.limit_s == 300.0
+        watch._longest = 0.1
         assert watch.limit_s == 60.0
         watch._longest = 10.0
         assert watch.limit_s == 200.0
+    finally:
+        arena.close()
+
+
+class WakesLate(nn.Linear):
+    """A model that never wakes up in a worker process."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's is untyped
+        if name().startswith("freewheel-"):
+            time.sleep(10_000)
+
+
+def test_a_worker_that_hangs_while_it_starts_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "LEAST_START_S", 0.5)
+    with pytest.raises(WorkerError, match=r"was not ready for its first step after 0\.\d+ s"):
+        Run(None, model=WakesLate(10, 3), step_timeout=0.2)
+
+
+def test_the_server_that_processes_are_forked_from_may_end(tmp_path: Path) -> None:
+    """Its end looks like that of all workers at once, who live on: they must not, beside their successors."""
+    killed: list[int] = []
+
+    def kill(event: Event) -> None:
+        if isinstance(event, Steps) and not killed:
+            killed.append(nursery._server(os.getpid())._forkserver_pid)  # type: ignore[attr-defined]  # the standard library's
+            workers.extend(psutil.Process(killed[0]).children())
+            os.kill(killed[0], signal.SIGKILL)
+
+    def step(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        time.sleep(0.005)
+        return loss_of(module, batch)
+
+    workers: list[psutil.Process] = []
+    run = Run(step, monitor=kill, epochs=EPOCHS * 4)
+    assert len(workers) == 2
+    assert run.result.restarts == 2
+    assert set(run.leases) == set(range(EPOCHS * 4 * SAMPLES // BATCH))
+    assert not psutil.wait_procs(workers, timeout=PATIENCE_S)[1]
+
+
+@pytest.mark.parametrize("method", ["stale_synchronous", "hogwild-average", "synchronous-backup"])
+def test_a_step_that_was_pushed_is_not_computed_again(method: str) -> None:
+    with inject(kill(worker=1, step=5, during="acknowledge")) as injected:
+        run = Run(None, method)
+    assert injected.all_fired
+    run.check_complete()
+    assert set(run.leases.values()) == {1}
+    assert run.result.ledger["pushed"] == run.result.steps
+
+
+def test_processor_time_never_runs_backwards(tmp_path: Path) -> None:
+    run = Run(failing(tmp_path, DEATHS["killed"], at=20, times=3), epochs=EPOCHS * 4)
+    spent = [event.cpu_seconds for event in run.of(Tick)]
+    assert len(spent) > 1
+    assert spent == sorted(spent)
+
+
+# --- workers that slow down ---
+
+
+@pytest.mark.parametrize("method", ["hogwild", "stale_synchronous"])
+def test_a_worker_that_slows_down_is_told_of(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stragglers, "WINDOW_S", 0.1)
+
+    def step(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        time.sleep(0.002)
+        return loss_of(module, batch)
+
+    with inject(slow(worker=1, step=5, seconds=0.03)) as injected:
+        run = Run(step, method, epochs=None, max_seconds=2.0)
+    assert injected.all_fired
+    told = run.of(WorkerSlowed)[0]
+    assert (told.worker, told.slow) == (1, True)
+    assert told.times > 3
+    assert not run.of(WorkerFailed)
+
+
+def test_slow_workers_are_compared_with_the_others_and_may_keep_up_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from freewheel.engines.processes.board import Board
+    from freewheel.engines.processes.shared import Arena
+
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    arena = Arena()
+    try:
+        board = Board.within(arena, 3, 1)
+        found = stragglers.Stragglers(board, 3)
+        told = []
+        for second in range(20):
+            now += 1.0
+            for worker in range(3):
+                board.steps[worker] += 10
+                board.busy_ns[worker] += 10 * (4_000 if worker == 2 and 5 <= second < 12 else 1_000)
+            told += found.look(float(second))
+        assert told == [WorkerSlowed(2, 4.0, True, 7.0), WorkerSlowed(2, 1.0, False, 14.0)]
+        now += 1.0
+        assert found.look(20.0) == []  # nobody has finished a step
     finally:
         arena.close()
 
@@ -360,7 +465,10 @@ def test_a_run_whose_time_is_up_needs_no_replacement(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"on_error": "ignore"}, "`on_error` must be 'restart' or 'stop', got 'ignore'"),
-        ({"on_error": "restart", "engine": "threads"}, "`on_error`='restart' replaces worker processes"),
+        (
+            {"on_error": "restart", "engine": "serial"},
+            "`on_error`='restart' replaces workers, which `engine`",
+        ),
         ({"max_restarts": -1}, "`max_restarts` must be a whole number >= 0, got -1"),
         ({"step_timeout": 0}, "`step_timeout` must be a number of seconds > 0, got 0"),
     ],

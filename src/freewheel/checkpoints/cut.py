@@ -24,9 +24,8 @@ def taken(session: Session, place: Tree) -> Cut:
         place: where in its plan the engine is; what only the engine knows.
     """
     job, record = session.job, session.record
-    assert job.checkpoints is not None
     state = {
-        "identity": job.checkpoints.identity,
+        "identity": job.checkpoints.identity if job.checkpoints is not None else {},
         "place": place,
         "server": session.server.state(),
         "workers": session.worker_states(),
@@ -71,7 +70,8 @@ def _restore(session: Session, tree: Tree) -> None:
     session.restore_workers(tree["workers"])
     _put_back(dict(_others(session, session.job.module)), tree["buffers"])
     session.hopeless[:] = tree["hopeless"]
-    session.job.source.restore(tree["source"])
+    if tree["source"] is not None:  # else it is the same object, which has gone on
+        session.job.source.restore(tree["source"])
     torch.set_rng_state(tree["generators"]["cpu"])  # last: a source may draw while it begins an epoch again
     if "cuda" in tree["generators"]:
         torch.cuda.set_rng_state(tree["generators"]["cuda"], session.parameters.flat.device)

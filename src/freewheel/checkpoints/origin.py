@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from freewheel.checkpoints.folder import Checkpoint
+from freewheel.checkpoints.resizing import resized
+from freewheel.elastic import ENGINES
 from freewheel.errors import CheckpointError
 from freewheel.events import Event, Steps, from_json
 from freewheel.job import Job
@@ -55,10 +57,26 @@ def origin_of(checkpoint: Checkpoint, job: Job, engine: str, events: Path) -> Or
     """
     tree = checkpoint.tree
     try:
-        _check_same(checkpoint.folder, tree["identity"], identity_of(job, engine))
+        then, now = int(tree["identity"]["workers"]), job.setup.workers
+        _check_same(checkpoint.folder, tree["identity"], identity_of(_of_workers(job, then), engine))
+        if now != then:
+            _check_resizable(checkpoint.folder, then, now, engine)
+            tree = resized(tree, now, job.method.leases == "fixed")
         return Origin(checkpoint.folder, tree, tuple(_events(events, tree["record"]["events"])))
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"checkpoint {checkpoint.folder} is not one of a run: {error!r}") from error
+
+
+def _of_workers(job: Job, workers: int) -> Job:
+    return replace(job, setup=replace(job.setup, workers=workers))
+
+
+def _check_resizable(folder: Path, then: int, now: int, engine: str) -> None:
+    if engine not in ENGINES:
+        raise CheckpointError(
+            f"checkpoint {folder} is of another job: `workers` was {then}, got {now}, and on engine"
+            f" {engine!r} a run keeps its number; use the same number, or leave `workers` out"
+        )
 
 
 def identity_of(job: Job, engine: str) -> dict[str, Any]:

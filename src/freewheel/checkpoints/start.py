@@ -52,7 +52,11 @@ def with_checkpoints(
     if resume is None and not writes:
         return job
     saver = Saver(Path(run_dir) / CHECKPOINTS, seconds, keep) if writes and run_dir is not None else None
-    origin = None if resume is None else _origin(job, engine, Path(resume))
+    origin = None
+    if resume is not None:
+        origin = _origin(job, engine, Path(resume))
+        former = len(origin.tree["server"]["book"]["slots"])
+        job = replace(job, setup=replace(job.setup, former=former))
     return replace(job, checkpoints=Checkpointing(identity_of(job, engine), saver, origin))
 
 

@@ -157,7 +157,7 @@ Workers = Annotated[
         "--workers",
         metavar="N|auto",
         rich_help_panel=_WHERE,
-        help="auto: one per core for hogwild; one that uses all cores for synchronous.",
+        help="auto: one per core for hogwild; one with all cores for synchronous; as before with --resume.",
     ),
 ]
 IntraOpThreads = Annotated[
@@ -208,7 +208,8 @@ OnError = Annotated[
         metavar="restart|stop",
         rich_help_panel=_WHERE,
         show_default=False,
-        help="A worker process that dies, raises or hangs is replaced, or ends the run. Default: replaced.",
+        help="A worker that raises an error (on processes also: dies, hangs) is replaced, or ends the run."
+        " Default: replaced.",
     ),
 ]
 MaxRestarts = Annotated[
@@ -222,8 +223,8 @@ StepTimeout = Annotated[
         metavar="TIME",
         rich_help_panel=_WHERE,
         show_default=False,
-        help="A step of a worker process that takes longer hangs: 30s, 5min. Default: 60s, or 20 times the"
-        " longest.",
+        help="A step that takes longer hangs: 30s, 5min. A worker process is then replaced, a thread ends the"
+        " run. Default on processes: 60s, or 20 times the longest; on threads: none.",
     ),
 ]
 KeepCheckpoints = Annotated[
@@ -237,7 +238,8 @@ Resume = Annotated[
         metavar="RUN",
         rich_help_panel=_WHAT,
         show_default=False,
-        help="Go on with a run from its newest checkpoint, with its settings; its end may be another.",
+        help="Go on with a run from its newest checkpoint, with its settings; its end may be another, and on"
+        " processes its --workers.",
     ),
 ]
 

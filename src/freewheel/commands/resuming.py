@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import typer
 
+from freewheel.checkpoints.folder import newest
 from freewheel.commands import recipe_file
 from freewheel.commands.recipe_file import RECIPE, Choice
 from freewheel.errors import ConfigurationError
 from freewheel.recipes.settings import Budget
 
 ENDS = ("epochs", "max_samples", "max_seconds", "target")
-_ALLOWED = {*ENDS, "evaluate_every", "run_dir", "checkpoint_every", "keep_checkpoints", "resume"}
+_ALLOWED = {*ENDS, "evaluate_every", "run_dir", "checkpoint_every", "keep_checkpoints", "resume", "workers"}
 
 
 def given_options(context: typer.Context) -> set[str]:
@@ -29,12 +31,15 @@ def run_of(resume: Path) -> Path:
     return own if not (resume / RECIPE).is_file() and (own / RECIPE).is_file() else resume
 
 
-def choice_to_resume(resume: Path, budget: Budget, given: Collection[str]) -> Choice:
+def choice_to_resume(
+    resume: Path, budget: Budget, workers: int | Literal["auto"], given: Collection[str]
+) -> Choice:
     """What the run was made of. Limits that are given take the place of all of its limits.
 
     Args:
         resume: the directory of the run, or of one of its checkpoints.
         budget: the limits that were given.
+        workers: how many, if that was given; else there are as many as the run had last.
         given: names of the parameters that were.
 
     Raises:
@@ -49,6 +54,12 @@ def choice_to_resume(resume: Path, budget: Budget, given: Collection[str]) -> Ch
             " begin a new run"
         )
     choice = recipe_file.read(run_of(resume))
+    hardware = choice.settings.hardware
+    if "workers" in given or hardware.workers != "auto":
+        wanted = workers if "workers" in given else newest(resume).tree["identity"]["workers"]
+        choice = replace(
+            choice, settings=replace(choice.settings, hardware=replace(hardware, workers=wanted))
+        )
     if budget == Budget():
         return choice
     was = choice.settings.budget

@@ -14,7 +14,7 @@ from freewheel.commands import method_options as how
 from freewheel.commands import options as opt
 from freewheel.commands.recipe_file import Choice, keeper
 from freewheel.commands.resuming import choice_to_resume, given_options, run_of
-from freewheel.commands.shell import EXIT_INTERRUPTED, err, fresh_folder, out, reported
+from freewheel.commands.shell import EXIT_INTERRUPTED, err, fresh_folder, out, parse_workers, reported
 from freewheel.errors import ConfigurationError
 from freewheel.monitors import progress
 from freewheel.recipes.settings import Optimization, Recipe, Settings
@@ -79,7 +79,7 @@ def train(
     """
     budget = opt.budget_of(epochs, max_samples, max_seconds, target, evaluate_every)
     if resume is not None:
-        choice = choice_to_resume(resume, budget, given_options(context))
+        choice = choice_to_resume(resume, budget, parse_workers(workers), given_options(context))
     else:
         given = how.settings_of(settings, compression, (method,))
         optimization = Optimization(lr, momentum, schedule, granularity, batch_size, given)

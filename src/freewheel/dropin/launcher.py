@@ -23,7 +23,7 @@ from freewheel.dropin.membership import Membership
 from freewheel.dropin.output import Prefixed
 from freewheel.dropin.tally import Total
 from freewheel.engines.processes.messages import Line
-from freewheel.engines.processes.supervisor import Watch
+from freewheel.engines.supervisor import Watch
 
 POLL_S = 0.2
 PATIENCE_S = 5.0  # for workers that are to end, before they are killed

@@ -15,12 +15,12 @@ from freewheel.dropin.messages import Barrier, Passed, Refused, Register, Welcom
 from freewheel.dropin.pulse import Pulse
 from freewheel.dropin.tally import Tally
 from freewheel.engines.processes.board import Board
-from freewheel.engines.processes.delivery import Delivery, Direct, Life, Served
+from freewheel.engines.processes.delivery import Delivery, Direct, Served
 from freewheel.engines.processes.mailbox import Mailbox
 from freewheel.engines.processes.messages import Line
 from freewheel.engines.processes.parcel import unpacked
 from freewheel.engines.processes.shared import WORDS, Arena
-from freewheel.engines.worker import Equipment
+from freewheel.engines.worker import Equipment, Life
 from freewheel.errors import ConfigurationError, TrainingError
 from freewheel.job import Setup
 from freewheel.methods import Method

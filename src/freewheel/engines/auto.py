@@ -124,22 +124,22 @@ def by_rates(job: Job, rates: Rates, start_s: float = FIRST_START_S) -> Choice:
     """
     workers, steps = job.setup.workers, _steps(job, rates)
     parallel = min(workers, cores())
-    on_threads = steps * rates.step_s / (parallel * max(rates.efficiency, 1 / parallel))
+    thread_s = rates.step_s / (parallel * max(rates.efficiency, 1 / parallel))  # a step of the run
     served = SERVED_S if _served(job) else 0.0
+    process_s = (rates.step_s / SCALING + served) / parallel
     start = start_s + START_EACH_S * workers
-    on_processes = steps * (rates.step_s / SCALING + served) / parallel
     words = (
         f"{rates.threads} threads get {rates.threads * rates.efficiency:.1f} times one's work done at"
         f" {1e3 * rates.step_s:.2g} ms a step"
     )
-    if on_processes < WORTH * on_threads and math.isinf(steps):
+    if process_s >= WORTH * thread_s:
+        return Choice(Threads(), words)
+    if math.isinf(steps):
         return Choice(Processes(), words)
-    if start + on_processes < WORTH * on_threads:
-        waste = 100 * (1 - rates.efficiency)
-        return Choice(Processes(), f"{words}, so {waste:.0f} % of {on_threads:,.0f} s would be wasted")
-    if on_processes < WORTH * on_threads:
+    if start + steps * process_s >= WORTH * steps * thread_s:
         return Choice(Threads(), f"{words}, but the run is too short for processes to start")
-    return Choice(Threads(), words)
+    waste = 100 * (1 - rates.efficiency)
+    return Choice(Processes(), f"{words}, so {waste:.0f} % of {steps * thread_s:,.0f} s would be wasted")
 
 
 def _steps(job: Job, rates: Rates) -> float:
@@ -190,6 +190,8 @@ def _seconds_a_step(job: Job, threads: int) -> float:
         Setup(threads, setup.intra_op_threads, setup.seed, setup.channels_last),
     )
     result = Threads().run(trial)
+    if result.reason == "interrupted":
+        raise KeyboardInterrupt
     return result.seconds / max(result.steps, 1)
 
 

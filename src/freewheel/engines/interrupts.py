@@ -56,12 +56,24 @@ class Interrupts:
         Args:
             insist: a second signal is handled at once.
         """
+        before = self._held, self._insist
         self._held, self._insist = True, insist
         try:
             yield
         except BaseException:
-            self._held, self._waiting = False, None
+            self._held, self._insist = before
+            self._waiting = None
             raise
+        self._held, self._insist = before
+        if not self._held:
+            self.let_through()
+
+    def hold(self) -> None:
+        """What follows is not interrupted, until :meth:`let_go`."""
+        self._held, self._insist = True, False
+
+    def let_go(self) -> None:
+        """A signal that came since :meth:`hold` is handled now."""
         self._held = False
         self.let_through()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from freewheel.job import Job
@@ -17,12 +17,22 @@ class Segment(NamedTuple):
         limit: the lease after the last; None where an epoch's length is unknown.
         last: known to be the last of the run.
         epoch: epochs that were over before it, where their length is unknown.
+        rest: where it goes on with another number of workers, the leases that are left: these numbers, then
+            all from the second item on.
     """
 
     first: int
     limit: int | None
     last: bool = False
     epoch: int = 0
+    rest: tuple[Sequence[int], int] | None = None
+
+    def number(self, position: int) -> int:
+        """The lease in this position of the segment, from 0; it may lie behind its end."""
+        if self.rest is None:
+            return self.first + position
+        numbers, following = self.rest
+        return numbers[position] if position < len(numbers) else following + position - len(numbers)
 
 
 def begun(place: Mapping[str, Any]) -> Segment:
@@ -66,8 +76,8 @@ def segments(
         if total is not None and total - limit < every / 2:
             limit = total  # a short rest is not worth an evaluation of its own
         _open(job, first, limit, begun)
-        begun = None
-        yield Segment(first, limit, limit == total)
+        rest, begun = None if begun is None else begun.rest, None
+        yield Segment(first, limit, limit == total, rest=rest)
         first = limit
     return reason(job)
 

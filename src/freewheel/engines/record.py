@@ -76,19 +76,19 @@ class Record:
         clock: Timekeeper | None = None,
         memory: Callable[[], int] | None = None,
     ) -> None:
-        workers = job.setup.workers
         self.job = job
         self.monitors = monitors
         self.engine = engine
         self.server = server
-        rule = job.method.rule_for(workers).describe
+        rule = job.method.rule_for(job.setup.workers).describe
         self.config = {**job.config, "rule": rule, "method_settings": dict(job.method.settings)}
         self.clock: Timekeeper = Clock() if clock is None else clock
         self.queue: deque[tuple[int, int, int, int, float, int, float]] = deque()
         self.events: list[Event] = []
         self.history: list[Evaluated] = []
         self.target_seconds: float | None = None
-        self._tally = Tally([0] * workers, [0] * workers)
+        places = job.setup.places
+        self._tally = Tally([0] * places, [0] * places)
         self._wall_began = time.perf_counter()
         self._virtual = isinstance(self.clock, VirtualClock)
         self._memory = memory or (_nothing if self._virtual else _resident)
@@ -138,6 +138,16 @@ class Record:
         self._last_tick = state["seconds"]
         self._earlier = [event for event in events if not isinstance(event, RunStarted)]
         self._resumed = Resumed(checkpoint, state["seconds"], list(tally.samples), sum(tally.steps))
+
+    def succeed(self, earlier: Record, state: Mapping[str, Any]) -> None:
+        """Goes on in the place of another record of the same run; it is not announced again.
+
+        Args:
+            earlier: the other.
+            state: its totals, with places for everybody who works now.
+        """
+        self.restore(state, (), "")
+        self._wall_began, self.events = earlier._wall_began, earlier.events
 
     # --- under way ---
 

@@ -14,7 +14,7 @@ from freewheel.engines.session import Session
 from freewheel.errors import DataError
 from freewheel.events import Monitor, RunFinished
 from freewheel.job import Job
-from freewheel.link import Pull, Send
+from freewheel.link import Link, Pull, Send
 from freewheel.recording.log import Kind
 from freewheel.recording.trace import Trace, TracedServer
 from freewheel.server import Server
@@ -46,7 +46,7 @@ class RecordedSession(Session):
         server.trace = self.trace
         return server
 
-    def _link(self, context: WorkerContext, flat: Tensor, send: Send, send_now: Send, pull: Pull) -> None:
+    def _link(self, context: WorkerContext, flat: Tensor, send: Send, send_now: Send, pull: Pull) -> Link:
         context.shared_statistics = self.parameters.statistics.clone()
 
         def noted(target: Tensor) -> tuple[int, ...]:
@@ -55,7 +55,7 @@ class RecordedSession(Session):
                 context.shared_statistics.copy_(self.parameters.statistics)
                 return pull(target)
 
-        super()._link(context, flat, send, send_now, noted)
+        return super()._link(context, flat, send, send_now, noted)
 
     def _pace(self, worker: int) -> float:
         pace = super()._pace(worker)

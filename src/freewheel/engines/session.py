@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,14 +17,23 @@ from torch import Tensor
 from freewheel.checkpoints import cut
 from freewheel.checkpoints.saver import Cut
 from freewheel.checkpoints.tree import Tree
+from freewheel.elastic import check_resizable
 from freewheel.engines import plan
 from freewheel.engines.base import measured
 from freewheel.engines.clock import Timekeeper
 from freewheel.engines.plan import Segment
 from freewheel.engines.record import Record
-from freewheel.engines.worker import Equipment, hopeless, pace
-from freewheel.errors import WorkerError
-from freewheel.events import NOT_PUSHED, Evaluating, Monitor, RunFinished, WorkerFailed
+from freewheel.engines.worker import Equipment, Life, hopeless, pace
+from freewheel.errors import ConfigurationError, WorkerError
+from freewheel.events import (
+    NOT_PUSHED,
+    Evaluating,
+    Monitor,
+    RunFinished,
+    WorkerFailed,
+    WorkersChanged,
+    WorkersKept,
+)
 from freewheel.exchanges import Exchange, Local
 from freewheel.job import Job, Result
 from freewheel.link import Link, Outgoing, Pull, Send
@@ -33,6 +42,14 @@ from freewheel.params import Parameters
 from freewheel.server import Receipt, Server
 from freewheel.sources import Lease
 from freewheel.tasks import StepReport, WorkerContext
+
+
+class Line(NamedTuple):
+    """How workers reach the server; see :meth:`Session.admit_workers`."""
+
+    send: Send
+    send_now: Send
+    pull: Pull
 
 
 class Session:
@@ -83,6 +100,7 @@ class Session:
             backup=method.backup,
             shards=setup.shards,
             seed=setup.seed,
+            places=setup.places,
         )
 
     # --- workers ---
@@ -95,18 +113,54 @@ class Session:
             send_now: hands it over before the step computes; as `send` if left out.
             pull: copies the server's weights; the server's own if left out.
         """
-        job = self.job
-        for worker in range(job.setup.workers):
-            flat = self.parameters.flat.clone() if job.method.exchange is not None else None
-            context = self.equipment.context(worker, job.module, flat, send)
+        self._line = Line(send, send_now or send, pull or self.server.pull)
+        for worker in range(self.job.setup.workers):
+            context, link = self._equipped(worker)
             self.contexts.append(context)
-            if flat is not None:
-                self._link(context, flat, send, send_now or send, pull or self.server.pull)
-        self.parameters.bind(job.module)
+            if link is not None:
+                self.links.append(link)
+        self.parameters.bind(self.job.module)
 
-    def _link(self, context: WorkerContext, flat: Tensor, send: Send, send_now: Send, pull: Pull) -> None:
-        local = self.local(context.worker, flat)
-        self.links.append(self.equipment.link(context, local, pull, send, send_now))
+    def _equipped(self, worker: int, incarnation: int = 0) -> tuple[WorkerContext, Link | None]:
+        """A worker's context, and its link if it has weights of its own, which are the server's of now."""
+        job, line = self.job, self._line
+        flat = self.parameters.flat.clone() if job.method.exchange is not None else None
+        context = self.equipment.context(worker, job.module, flat, line.send, incarnation)
+        return context, None if flat is None else self._link(context, flat, *line)
+
+    def _link(self, context: WorkerContext, flat: Tensor, send: Send, send_now: Send, pull: Pull) -> Link:
+        return self.equipment.link(context, self.local(context.worker, flat), pull, send, send_now)
+
+    def replace_worker(self, worker: int) -> int:
+        """Equips another in the place of a worker that has failed, whose push is refused from now on.
+
+        What the worker held for itself begins anew: its copy of the weights, its exchange, its generator.
+
+        Returns:
+            Which life of the worker it is; the first was 0.
+        """
+        earlier = self.contexts[worker]
+        incarnation = self.server.begin_life(worker)
+        context, link = self._equipped(worker, incarnation)
+        context.sequence = earlier.sequence
+        self.contexts[worker] = context
+        if link is not None:
+            self.links[worker] = link
+        self._stamp(worker)
+        self.states[worker], self.hopeless[worker] = None, 0
+        earlier.dissolve()
+        return incarnation
+
+    def _stamp(self, worker: int) -> None:
+        """Has the pushes of a worker that was replaced bear the mark of its life."""
+        slot, context = self.server.book.slots[worker], self.contexts[worker]
+        if not slot.incarnation:
+            return
+        if self.links:  # which number their pushes by themselves
+            self.links[worker].intercept(Life(slot.incarnation).stamping)
+        else:
+            life = Life(slot.incarnation, context.sequence - slot.sequence - 1)
+            context.deliver = life.stamping(context.deliver)
 
     def local(self, worker: int, flat: Tensor) -> Local:
         """What a worker's exchange is made of."""
@@ -129,15 +183,26 @@ class Session:
         """A lease for this worker, and the weights that it starts from; None: nothing left."""
         source = self.job.source
         if self.job.method.leases == "fixed":
-            lease = source.take_number(segment.first + step * self.job.setup.workers + worker)
+            lease = source.take_number(segment.number(step * self.job.setup.workers + worker))
         else:
             lease = source.take()
         if not self.links:
             context = self.contexts[worker]
             context.version, context.versions = self.server.version, self.server.versions()
         elif lease is not None:
-            self.links[worker].begin()
+            try:
+                self.links[worker].begin()
+            except BaseException:
+                self.put_back(lease)
+                raise
         return lease
+
+    def put_back(self, lease: Lease) -> None:
+        """The lease was not used: its batch will be, by whoever is to take its number."""
+        if self.job.method.leases == "fixed":
+            self.job.source.put_back(lease)
+        else:
+            self.job.source.give_back(lease)
 
     def may_start(self, worker: int, progress: Sequence[int]) -> bool:
         """Whether the worker may start a step: by the gate, and in rounds when its own is over."""
@@ -154,9 +219,9 @@ class Session:
         """
         if not self.links or self._settled:
             return False
-        self._settled = final
         self.server.readmit()
         found = [link.flush(final) for link in self.links]
+        self._settled = final
         for worker, pushed in enumerate(found):
             if not pushed:
                 self.server.retire(worker)
@@ -208,6 +273,8 @@ class Session:
         Raises:
             CheckpointError: the state does not fit; the module has tensors of its own again.
         """
+        if self.job.requests is not None:
+            self.job.requests.begin()
         checkpoints = self.job.checkpoints
         origin = checkpoints.origin if checkpoints is not None else None
         place = None
@@ -222,6 +289,21 @@ class Session:
             self.saver.begin(self.clock.seconds(), origin.folder if origin is not None else None)
         return place
 
+    def wants_workers(self) -> int | None:
+        """Another number of workers, if somebody wants one that is possible; what is not is told."""
+        if self.job.requests is None or (wanted := self.job.requests.pending()) is None:
+            return None
+        workers, now = self.job.setup.workers, self.clock.seconds()
+        try:
+            check_resizable(self.job, wanted)
+        except ConfigurationError as error:
+            self.record.emit(WorkersKept(workers, wanted, str(error), now))
+            return None
+        if wanted == workers:
+            self.record.emit(WorkersChanged(workers, workers, now, 0.0))
+            return None
+        return wanted
+
     def worker_states(self) -> list[Tree]:
         """What each worker holds for itself, for a checkpoint; everybody stands between two steps."""
         return [cut.state_of(self, worker) for worker in range(self.job.setup.workers)]
@@ -230,6 +312,7 @@ class Session:
         """Every worker holds what it held then."""
         for worker, state in enumerate(states):
             cut.give_back(self, worker, state)
+            self._stamp(worker)
 
     def source_state(self) -> Tree:
         """Where the source stands, for a checkpoint."""

@@ -7,8 +7,9 @@ per thread.
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -17,18 +18,23 @@ import torch
 from freewheel.checkpoints.saver import Cut
 from freewheel.checkpoints.tree import Tree
 from freewheel.engines.base import seeded
+from freewheel.engines.interrupts import Interrupts
+from freewheel.engines.lives import Failure, Lives, refused, told_of
 from freewheel.engines.plan import Segment, begun
 from freewheel.engines.recorded import session_of
 from freewheel.engines.session import Session
-from freewheel.errors import ConfigurationError, FreewheelError, WorkerError
-from freewheel.events import Monitor
+from freewheel.errors import ConfigurationError
+from freewheel.events import Monitor, WorkerFailed, WorkerRestarted
 from freewheel.gates import NEVER_WAITED_FOR
 from freewheel.job import Job, Result
 from freewheel.server import Receipt
+from freewheel.sources import Lease
+from freewheel.tasks import StepReport
 from freewheel.update import Update
 
-GONE = 2**62  # the segment that a failed worker has finished: it is never waited for
+GONE = 2**62  # the segment that a worker has finished who failed and was not replaced: it is never waited for
 POLL_S = 0.05  # how often the main thread looks at the clock while workers train
+IN_ROUND = Receipt("pending", 0)  # of a push into a round in which a rule has raised an error
 
 
 @final
@@ -37,7 +43,8 @@ class Threads:
     """Runs every worker in a thread of this process.
 
     Works where processes are awkward: notebooks, lambdas, local classes. Methods with a free gate take no
-    lock at all; the others take one around each push. An error in a worker ends the run.
+    lock at all; the others take one around each push. A worker whose step raises an exception is replaced,
+    unless ``on_error="stop"``; one that hangs cannot be, see docs/failures.md.
 
     Attributes:
         locks: "none", or "shard": updates of one shard, and copies of it, exclude each other, so that a
@@ -74,7 +81,7 @@ class _Crew:
 
     Workers wait on ``changed``; the main thread waits on ``stood``, so that the steps of a synchronous run
     do not wake it. Both share one lock. A worker stands still when it has finished the segment that
-    ``round`` counts.
+    ``round`` counts. A thread that fails reports that, and ends; the main thread decides what becomes of it.
     """
 
     def __init__(self, session: Session, shard_locks: bool) -> None:
@@ -98,7 +105,10 @@ class _Crew:
         self.stopping = False
         self.over = False
         self.abandoned = False
-        self.error: BaseException | None = None
+        self.failures: list[Failure] = []  # that the main thread has not seen to yet
+        self.held: dict[int, Lease | None] = {}  # batches that those had in hand
+        self.pushed: dict[int, tuple[int, Receipt]] = {}  # where pushes are locked: the last step with one
+        self.left_behind: list[threading.Thread] = []  # they hang
         self.steps = [0] * self.workers  # finished, in the whole run; counted where workers wait
         self.began = [0] * self.workers  # all steps of each worker when the segment began
         self.wanted = False  # a checkpoint: everybody is to stand still between two steps
@@ -107,36 +117,45 @@ class _Crew:
         self.progress = [0] * self.workers
         session.job.source.lock = threading.Lock()
         session.admit_workers(self._push_locked if self.locked else session.server.push)
-        self.threads = [
-            threading.Thread(target=self._work, args=(worker,), name=f"freewheel-{worker}", daemon=True)
-            for worker in range(self.workers)
-        ]
+        self.threads = [self._thread(worker, 0) for worker in range(self.workers)]
+
+    def _thread(self, worker: int, seen: int) -> threading.Thread:
+        name = f"freewheel-{worker}"
+        return threading.Thread(target=self._work, args=(worker, seen), name=name, daemon=True)
 
     # --- the main thread ---
 
     def run(self) -> None:
-        session = self.session
-        place = session.resume()
+        place = self.session.resume()
+        self.lives = Lives(self.session)
         try:
-            session.record.announce()
-            for thread in self.threads:
-                thread.start()
-            self._await_standing()
-            self._train(place)
-        except KeyboardInterrupt:
-            session.reason = "interrupted"
-            self._halt(interrupted=True)
-            session.save(self.last)
-            session.measure_what_there_is()
-        except BaseException as error:
-            self._halt()
-            session.fail(error)
-            raise
+            self._run(place)
         finally:
             try:
                 self._dismiss()
             finally:
-                session.close()
+                self.session.close()
+
+    def _run(self, place: Tree | None) -> None:
+        session = self.session
+        try:
+            try:
+                session.record.announce()
+                for thread in self.threads:
+                    thread.start()
+                self._await_standing()
+                self._train(place)
+            except KeyboardInterrupt:
+                session.reason = "interrupted"
+                self._halt(interrupted=True)
+                session.save(self.last)
+                session.measure_what_there_is()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            self._halt()
+            session.fail(error)
+            raise
 
     def _train(self, place: Tree | None) -> None:
         session = self.session
@@ -181,15 +200,16 @@ class _Crew:
         """The state of the run at a moment at which every worker stands between two steps.
 
         Nobody waits for longer than the others take to finish their step, and for the copy; writing it goes
-        on beside the training. None if a worker has failed.
+        on beside the training. A worker that fails meanwhile is replaced first.
         """
-        with self.stood:
-            self.wanted = True
-            try:
-                while self.error is None and not self._stand_between_steps():
-                    self.stood.wait(POLL_S)
-                return None if self.error is not None else self.session.cut(self._place())
-            finally:
+        self.wanted = True
+        try:
+            while not self._listen(self._stand_between_steps, self._lose):
+                pass
+            with self.stood:
+                return self.session.cut(self._place())
+        finally:
+            with self.changed:
                 self.wanted = False
                 self.changed.notify_all()
 
@@ -202,19 +222,27 @@ class _Crew:
         started = zip(self.threads, self.finished, strict=True)
         return all(finished >= self.round for thread, finished in started if thread.ident is not None)
 
+    def _listen(self, ready: Callable[[], bool], see_to: Callable[[Failure], None]) -> bool:
+        """Waits a moment, unless all are ready, and sees to those who have failed; whether all are ready."""
+        with self.stood:
+            if not self.failures and not ready():
+                self.stood.wait(POLL_S)
+            if self.training:
+                self.failures += self.lives.hanging(self.threads, self._rests)
+            done = not self.failures and ready()
+        while self.failures:
+            with Interrupts() as signals, signals.held():  # a batch is not to be lost
+                see_to(self.failures.pop(0))
+        return done
+
+    def _rests(self, worker: int) -> bool:
+        return self.finished[worker] >= self.round or worker in self.standing
+
     def _await_standing(self) -> None:
         """Waits until every worker stands still, looking at the clock meanwhile."""
-        session = self.session
-        while True:
-            with self.stood:
-                if not self._stand_still():
-                    self.stood.wait(POLL_S)
-                if self.error is not None:
-                    raise self.error
-                if self._stand_still():
-                    return
+        while not self._listen(self._stand_still, self._lose):
             if self.segment is not None:
-                session.record.tick()
+                self.session.record.tick()
                 self._look_up()
 
     def _look_up(self) -> None:
@@ -228,15 +256,19 @@ class _Crew:
             session.save(self._cut())
 
     def _halt(self, interrupted: bool = False) -> None:
-        """Lets every worker finish its step; a second Ctrl-C leaves them behind."""
+        """Lets every worker finish its step; a second Ctrl-C leaves them behind.
+
+        Args:
+            interrupted: the run ends well, unless something goes wrong meanwhile. Else it does not matter.
+        """
         try:
             if interrupted and self.training and not self.stopping and self.session.saver is not None:
                 self.last = self._cut()
             self.stopping = True
-            with self.stood:
+            with self.changed:
                 self.changed.notify_all()
-                while not self._stand_still():
-                    self.stood.wait(POLL_S)
+            while not self._listen(self._stand_still, self._lose if interrupted else self._count_out):
+                pass
         except KeyboardInterrupt:
             self.abandoned = self.stopping = True
             raise
@@ -247,14 +279,63 @@ class _Crew:
             self.over = self.stopping = True
             self.changed.notify_all()
         for thread in self.threads:
-            if thread.ident is not None and not self.abandoned:
+            if thread.ident is not None and not self.abandoned and thread not in self.left_behind:
                 thread.join()
+
+    # --- failures ---
+
+    def _lose(self, failure: Failure) -> None:
+        """A worker has failed: another takes its place, or the run ends.
+
+        Raises:
+            BaseException: the error, if it is not to be replaced.
+        """
+        worker, session = failure.worker, self.session
+        if failure.context is not session.contexts[worker]:
+            return  # it has hung before, and was left behind
+        self._count_out(failure)
+        if not (failure.hangs and self.stopping):  # of a run that is about to end, its step is not missed
+            self.lives.judge(failure, self.segment is not None)
+        goes_on, step = not self.stopping, failure.context.sequence
+        self._settle_accounts(failure)
+        incarnation = session.replace_worker(worker)
+        self.lives.begin(worker)
+        session.record.emit(WorkerFailed(worker, step, told_of(failure.error), goes_on))
+        if goes_on:
+            self.threads[worker] = self._thread(worker, self.round - 1)
+            with self.changed:
+                self.finished[worker] = self.round - 1
+            self.threads[worker].start()
+            session.record.emit(WorkerRestarted(worker, incarnation, session.clock.seconds()))
+
+    def _count_out(self, failure: Failure) -> None:
+        """Nobody waits for the thread any more."""
+        thread = self.threads[failure.worker]
+        if failure.hangs:
+            failure.context.deliver = refused
+            self.left_behind.append(thread)
+        elif thread not in self.left_behind:
+            thread.join()
+        with self.changed:
+            self.finished[failure.worker] = GONE
+            self.changed.notify_all()  # if the run is about to end, nobody is to wait for its step
+
+    def _settle_accounts(self, failure: Failure) -> None:
+        """Books the step that a worker has failed in if it is part of a round, else gives its batch back."""
+        worker, context, lease, session = failure.worker, failure.context, failure.lease, self.session
+        if lease is None:
+            return
+        step, receipt = self.pushed.get(worker, (-1, IN_ROUND))
+        if session.job.method.leases == "fixed" and step == context.sequence:
+            session.end_step(context, lease, StepReport(math.nan, lease.samples), receipt)
+            self._advance(worker)
+        else:
+            session.put_back(lease)
 
     # --- the workers' threads ---
 
-    def _work(self, worker: int) -> None:
+    def _work(self, worker: int, seen: int) -> None:
         session, context = self.session, self.session.contexts[worker]
-        seen = 0
         try:
             torch.set_num_threads(session.job.setup.intra_op_threads)
             session.states[worker] = session.job.task.init(context)
@@ -263,7 +344,9 @@ class _Crew:
                 assert self.segment is not None
                 self._segment(worker, self.segment)
         except BaseException as error:
-            self._fail(worker, context.sequence, error)
+            with self.changed:
+                self.failures.append(Failure(worker, context, error, self.held.pop(worker, None)))
+                self.stood.notify()
 
     def _next_segment(self, worker: int, seen: int) -> bool:
         with self.changed:
@@ -278,15 +361,21 @@ class _Crew:
         context, state = session.contexts[worker], session.states[worker]
         task_step, begin_step, end_step = session.job.task.step, session.begin_step, session.end_step
         step = context.sequence - self.began[worker]
-        while not self.stopping and (not (self.waits or self.wanted) or self._may_start(worker)):
-            lease = begin_step(worker, segment, step)
-            if lease is None:
-                break
-            report = task_step(context, lease, state)
-            end_step(context, lease, report, context.receipt)
-            step += 1
-            if self.waits:
-                self._advance(worker)
+        lease = None  # the batch in hand
+        try:
+            while not self.stopping and (not (self.waits or self.wanted) or self._may_start(worker)):
+                lease = begin_step(worker, segment, step)
+                if lease is None:
+                    break
+                report = task_step(context, lease, state)
+                end_step(context, lease, report, context.receipt)
+                lease = None
+                step += 1
+                if self.waits:
+                    self._advance(worker)
+        except BaseException:
+            self.held[worker] = lease
+            raise
         if self.waits:
             self._retire(worker)
 
@@ -318,21 +407,10 @@ class _Crew:
 
     def _push_locked(self, update: Update) -> Receipt:
         with self.changed:
-            return self.session.server.push(update)
-
-    def _fail(self, worker: int, sequence: int, error: BaseException) -> None:
-        with self.changed:
-            if self.error is None:
-                self.error = self._explain(worker, sequence, error)
-            self.stopping = True
-            self.finished[worker] = GONE
-            self.progress[worker] = NEVER_WAITED_FOR
-            self.changed.notify_all()
-            self.stood.notify()
-
-    def _explain(self, worker: int, sequence: int, error: BaseException) -> BaseException:
-        if isinstance(error, FreewheelError):
-            return error
-        wrapped = WorkerError(worker, sequence, error)
-        wrapped.__cause__ = error
-        return wrapped
+            receipt = IN_ROUND
+            try:
+                receipt = self.session.server.push(update)
+            finally:
+                if update.last and receipt.status != "duplicate":
+                    self.pushed[update.worker] = self.session.contexts[update.worker].sequence, receipt
+            return receipt

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,37 @@ from freewheel.job import Setup
 from freewheel.link import Link, Outgoing, Pull, Send
 from freewheel.methods import Method
 from freewheel.params import Parameters
+from freewheel.server import Receipt
 from freewheel.tasks import WorkerContext
+from freewheel.update import Update
 
 HOPELESS = 20  # steps in a row with a loss that is not finite, before the run is given up
+
+
+class Life(NamedTuple):
+    """Which life of a worker it is.
+
+    Attributes:
+        incarnation: from 0.
+        first: number of its first step; pushes of a life are numbered from 0.
+    """
+
+    incarnation: int = 0
+    first: int = 0
+
+    def stamp(self, update: Update) -> None:
+        """So that the server knows the pushes of this life from those of an earlier one."""
+        update.incarnation = self.incarnation
+        update.sequence -= self.first
+
+    def stamping(self, send: Send) -> Send:
+        """Sends updates with the stamp of this life."""
+
+        def stamped(update: Update) -> Receipt | None:
+            self.stamp(update)
+            return send(update)
+
+        return stamped
 
 
 @dataclass(frozen=True)
@@ -36,7 +65,9 @@ class Equipment:
     setup: Setup
     planned: int | None
 
-    def context(self, worker: int, module: nn.Module, flat: Tensor | None, send: Send) -> WorkerContext:
+    def context(
+        self, worker: int, module: nn.Module, flat: Tensor | None, send: Send, incarnation: int = 0
+    ) -> WorkerContext:
         """A worker's context, with a replica of the module in training mode.
 
         Args:
@@ -44,12 +75,13 @@ class Equipment:
             module: what to make the replica of.
             flat: the worker's own copy of the weights; None reads the live ones.
             send: hands an update to the server after a step.
+            incarnation: which life of the worker; each draws anew.
         """
         twin, weights, statistics = self.parameters.replica(module, flat)
         if not module.training:
             twin.train()
         seed = self.setup.seed
-        generator = torch.Generator().manual_seed((seed << 20) + worker)
+        generator = torch.Generator().manual_seed((seed << 20) + (incarnation << 40) + worker)
         shared = self.parameters.statistics
         return WorkerContext(worker, seed, twin, weights, statistics, shared, send, generator)
 

@@ -22,6 +22,9 @@ from freewheel.events import (
     Tick,
     WorkerFailed,
     WorkerRestarted,
+    WorkersChanged,
+    WorkersKept,
+    WorkerSlowed,
 )
 from freewheel.report import wording
 
@@ -182,6 +185,14 @@ def _ending(event: Event, state: _State, say: Callable[[str], None]) -> None:
         say(f"worker {event.worker} failed in its step {event.sequence}: {event.error}{then}")
     elif isinstance(event, WorkerRestarted):
         say(f"worker {event.worker} is there again, in its life number {event.incarnation + 1}")
+    elif isinstance(event, WorkerSlowed):
+        what = f"is slow: its steps take {event.times:.1f} times as long as the others'"
+        say(f"worker {event.worker} {what if event.slow else 'keeps up again'}")
+    elif isinstance(event, WorkersChanged) and event.before != event.after:
+        number = wording.plural(event.after, "worker")
+        say(f"goes on with {number} in place of {event.before}, after {wording.duration(event.took_s)}")
+    elif isinstance(event, WorkersKept):
+        say(f"keeps {wording.plural(event.workers, 'worker')}: {event.reason}")
     elif isinstance(event, RunFinished):
         say(summary(event, state.started))
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
-from freewheel.events import WorkerFailed
+from freewheel.events import WorkerFailed, WorkerSlowed
 from freewheel.report import plots, svg, tables, traffic, wording
 from freewheel.report.judgement import verdict
 from freewheel.report.runs import TRAINING_LOSS, UNFINISHED, Run, final_metric, main_metric, summarize
@@ -97,6 +97,8 @@ def headline(run: Run) -> str:
         "simulated": wording.plural(begin.workers, "simulated worker"),
         "processes": wording.plural(begin.workers, "worker process", "worker processes"),
     }.get(begin.engine, f"{wording.plural(begin.workers, 'worker')} ({begin.engine})")
+    if run.changes:
+        how += f", last {run.changes[-1].after}"
     value = final_metric(run, metric)
     result = f"{metric} {wording.metric(value)}" if math.isfinite(value) else f"no {metric} was measured"
     if not done.samples:
@@ -114,6 +116,17 @@ def _warnings(run: Run) -> list[str]:
         f"Worker {one.worker} failed in its step {one.sequence}: {one.error}"
         f"{'; another took its place' * one.replaced}"
         for one in failures
+    ]
+    slow = [event for event in run.events if isinstance(event, WorkerSlowed) and event.slow]
+    ended += [
+        f"Worker {one.worker} was slow from {wording.duration(one.seconds)} on: its steps took"
+        f" {one.times:.1f} times as long as the others'."
+        for one in slow
+    ]
+    ended += [
+        f"The number of workers went from {change.before} to {change.after}"
+        f" {wording.duration(change.seconds)} into the training."
+        for change in run.changes
     ]
     if run.started.target and run.complete and run.finished.target_seconds is None:
         name, wanted = run.started.target[:2]

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from freewheel.errors import DataError
-from freewheel.events import Evaluated, Event, RunFinished, RunStarted, Tick, Traffic, read
+from freewheel.events import Evaluated, Event, RunFinished, RunStarted, Tick, Traffic, WorkersChanged, read
 from freewheel.metrics import Target
 
 EVENTS_FILE = "events.jsonl"
@@ -105,6 +105,12 @@ class Run:
     def traffic(self) -> Traffic | None:
         """Who was busy and what crossed the network; None unless it was simulated to its end."""
         return next((event for event in reversed(self.events) if isinstance(event, Traffic)), None)
+
+    @cached_property
+    def changes(self) -> tuple[WorkersChanged, ...]:
+        """When it went on with another number of workers."""
+        found = (event for event in self.events if isinstance(event, WorkersChanged))
+        return tuple(change for change in found if change.before != change.after)
 
     @property
     def simulated(self) -> bool:

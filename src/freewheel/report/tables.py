@@ -67,7 +67,9 @@ def tiles(run: Run) -> list[Tile]:
         Tile(
             "Samples per second",
             wording.rate(rate),
-            f"{wording.rate(rate / workers)} for each worker" if math.isfinite(rate) else "",
+            f"{wording.rate(rate / workers)} for each worker"
+            if math.isfinite(rate) and not run.changes
+            else "",
         ),
         Tile(
             "Steps per second",

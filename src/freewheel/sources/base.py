@@ -58,6 +58,7 @@ class Source(ABC):
         samples: number of examples in an epoch; None when unknown.
         batch_size: examples in a full batch.
         ended: an epoch of unknown length is over; opening begins the next.
+        broken: reading has raised an error, and cannot go on behind it.
         lock: held while the next number, or the next batch of a source that cannot be indexed, is handed
             out; an engine with threads sets a real one.
     """
@@ -66,6 +67,7 @@ class Source(ABC):
     samples: int | None
     batch_size: int
     ended: bool = False
+    broken: bool = False
 
     def __init__(self) -> None:
         self.lock: AbstractContextManager[Any] = contextlib.nullcontext()
@@ -80,7 +82,12 @@ class Source(ABC):
 
     def take(self) -> Lease | None:
         """The next batch, or None when the opened ones are used up. May be called by several threads."""
-        return self.take_number(self._take_next())
+        number = self._take_next()
+        try:
+            return self.take_number(number)
+        except BaseException:
+            self._returned.appendleft(number)
+            raise
 
     def _take_next(self) -> int:
         """A number that was given back, or the next; counting is atomic under the interpreter lock only."""
@@ -95,7 +102,11 @@ class Source(ABC):
 
     def give_back(self, lease: Lease) -> None:
         """The lease was not used: somebody else will take its number."""
+        self.put_back(lease)
         self._returned.append(lease.number)
+
+    def put_back(self, lease: Lease) -> None:  # noqa: B027  (only what is read in order needs it)
+        """The lease was not used, and its very number will be asked for again: a round's are fixed."""
 
     def acknowledge(self, lease: Lease) -> None:  # noqa: B027  (only streams need it)
         """The update that came of this lease has been pushed."""

@@ -138,11 +138,10 @@ class Sequences(Source):
         """The first segment of the first group."""
         return self._inputs[0, :, : self._steps], self._targets[0, :, : self._steps]
 
-    def give_back(self, lease: Lease) -> None:
+    def put_back(self, lease: Lease) -> None:
         """The group goes to the head of the queue, its state as before."""
         self._position[lease.stream] -= 1
         self._ready.appendleft(lease.stream)
-        self._returned.append(lease.number)
 
     def acknowledge(self, lease: Lease) -> None:
         """The segment is done: the group may be taken again, unless its epoch is over."""

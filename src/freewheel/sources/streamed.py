@@ -65,17 +65,16 @@ class Streamed(Source):
         self._read = first + len(self._waiting)
         super().open(first, limit)
 
-    def give_back(self, lease: Lease) -> None:
+    def put_back(self, lease: Lease) -> None:
         """The batch waits for somebody else."""
         with self.lock:
             self._waiting[lease.number] = lease.batch
-        super().give_back(lease)
 
     def fetch(self, number: int) -> Lease | None:
         """The batch with this number, read ahead to if needed; None at the end of an epoch."""
         with self.lock:
             while number >= self._read and number not in self._waiting:
-                if not self._read_one():
+                if not self._read_next():
                     return None
             batch = self._waiting.pop(number)
         return Lease(number, batch, self._samples_in(batch))
@@ -142,6 +141,14 @@ class Streamed(Source):
             self.ended = False
             self._read_one()
         return self._waiting[min(self._waiting)]
+
+    def _read_next(self) -> bool:
+        """Reads a batch for a worker; False at the end of an epoch, and behind an error."""
+        try:
+            return not self.broken and self._read_one()
+        except BaseException:
+            self.broken = True  # an iterator that has raised an error is at its end
+            raise
 
     def _read_one(self) -> bool:
         """Reads a batch; False at the end of an epoch."""

@@ -1,7 +1,7 @@
 """Faults on purpose: does training survive what really happens to workers?
 
-Workers that are killed, crash, raise or hang, and pushes that are not finite, huge, of the wrong shape, or
-come twice, in a given step of a given worker, or at random.
+Workers that are killed, crash, raise, hang or slow down, and pushes that are not finite, huge, of the wrong
+shape, or come twice, in a given step of a given worker, or at random.
 
 Example:
     >>> import torch, freewheel
@@ -25,6 +25,7 @@ from freewheel.testing.faults import (
     leave,
     nan,
     segfault,
+    slow,
     stale,
     wrong_shape,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "leave",
     "nan",
     "segfault",
+    "slow",
     "stale",
     "storm",
     "wrong_shape",

@@ -38,6 +38,7 @@ class Fault:
         during: the part of the step.
         seconds: how long it takes.
         code: of the exit.
+        steps: how many of the worker's steps have it, the first included; 0: all that follow.
     """
 
     kind: str
@@ -46,9 +47,10 @@ class Fault:
     during: During = "step"
     seconds: float = 0.0
     code: int = 0
+    steps: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("worker", "step"):
+        for name in ("worker", "step", "steps"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise ConfigurationError(f"`{name}` must be a whole number >= 0, got {value!r}")
@@ -66,6 +68,17 @@ class Fault:
     def changes_the_push(self) -> bool:
         """It is not done by the worker, but to what it sends."""
         return self.kind in PUSHES
+
+    @property
+    def lasts(self) -> bool:
+        """It happens in several steps, and counts as one fault."""
+        return self.steps != 1
+
+    def hits(self, worker: int, step: int) -> bool:
+        """Whether this step has it."""
+        if worker != self.worker or step < self.step:
+            return False
+        return not self.steps or step < self.step + self.steps
 
     def at(self, worker: int, step: int) -> Fault:
         """The same elsewhere."""
@@ -115,6 +128,18 @@ def hang(worker: int, step: int, seconds: float = 3600.0, during: During = "step
     return Fault("hang", worker, step, during, seconds)
 
 
+def slow(worker: int, step: int, seconds: float = 0.1, steps: int = 0) -> Fault:
+    """From this step on each step takes so much longer, as on a machine that others have come to use.
+
+    Args:
+        worker: whose, from 0.
+        step: the first of its steps that is slow, from 0.
+        seconds: that are added to each.
+        steps: how many are slow; 0: all that follow.
+    """
+    return Fault("slow", worker, step, seconds=seconds, steps=steps)
+
+
 def nan(worker: int, step: int) -> Fault:
     """The gradient that the step pushes is NaN."""
     return Fault("nan", worker, step)
@@ -147,7 +172,7 @@ def happen(fault: Fault) -> None:
     """Does what a fault does to the worker that is here."""
     if fault.kind == "fail":
         raise InjectedFaultError(f"injected: {fault}")
-    if fault.kind == "hang":
+    if fault.kind in ("hang", "slow"):
         time.sleep(fault.seconds)
     elif fault.kind in SIGNALS:
         os.kill(os.getpid(), SIGNALS[fault.kind])
@@ -177,3 +202,4 @@ SPOILS = frozenset(("nan", "garbage", "wrong_shape"))
 REPEATS = frozenset(("duplicate", "stale"))
 PUSHES = SPOILS | REPEATS
 KINDS: Sequence[str] = ("kill", "segfault", "leave", "fail", "hang", *sorted(PUSHES))
+"""What a storm may be of."""

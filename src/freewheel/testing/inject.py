@@ -187,11 +187,7 @@ class _Plan:
 
     def due(self, worker: int, step: int) -> list[Fault]:
         """What is to happen in this step, whether it has happened before or not."""
-        found = [
-            fault
-            for fault in self.faults
-            if fault.during != "checkpoint" and (fault.worker, fault.step) == (worker, step)
-        ]
+        found = [fault for fault in self.faults if fault.during != "checkpoint" and fault.hits(worker, step)]
         for one in self.storms:
             number = int((time.time() - self.began) / one.every_s)
             drawn = one.draw(number, self.workers)
@@ -261,7 +257,9 @@ class _Faulty:
 
     def _happen(self, context: WorkerContext, during: str) -> None:
         for fault in self.plan.due(context.worker, context.sequence):
-            if not fault.changes_the_push and fault.during == during and self.plan.claim(fault):
+            if fault.changes_the_push or fault.during != during:
+                continue
+            if self.plan.claim(fault) or fault.lasts:
                 happen(fault)
 
     def _deposit(self, context: WorkerContext) -> None:

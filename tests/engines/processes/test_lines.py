@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
+import pickle
 import signal
+import socket
+import struct
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -44,8 +48,7 @@ def ends() -> Iterator[tuple[Line, Line]]:
 )
 def test_tensors_arrive_and_are_the_receivers_own(ends: tuple[Line, Line], tensor: torch.Tensor) -> None:
     ends[0].send(BatchSent(3, {"x": [tensor]}, 1, 0, False, None))
-    assert ends[1].waiting()
-    received = ends[1].receive()
+    received = ends[1].arrived()
     result = received.batch["x"][0]
     assert received.number == 3
     assert torch.equal(result.to_dense(), tensor.to_dense())
@@ -53,6 +56,30 @@ def test_tensors_arrive_and_are_the_receivers_own(ends: tuple[Line, Line], tenso
     if result.layout is torch.strided and not result.requires_grad:
         result.zero_()
         assert torch.equal(tensor.to_dense(), received.batch["x"][0].to_dense()) == (not tensor.numel())
+
+
+def test_half_a_message_is_not_waited_for() -> None:
+    here, there = socket.socketpair()
+    with here:
+        line = Line(multiprocessing.connection.Connection(there.detach()))
+        assert line.arrived() is None
+        data = pickle.dumps({"x": list(range(1000))})
+        message = struct.pack("=Q", len(data)) + data
+        for part in (message[:5], message[5:100], message[100:-1]):
+            here.sendall(part)
+            assert line.arrived() is None
+        here.sendall(message[-1:] + message)
+        assert line.arrived() == line.arrived() == {"x": list(range(1000))}
+        assert line.arrived() is None
+        line.close()
+
+
+def test_who_does_not_read_is_not_waited_for_long() -> None:
+    here, there = multiprocessing.Pipe()
+    line = Line(here, patience_s=0.05)
+    with there, pytest.raises(BrokenPipeError, match=r"has read nothing for 0\.05 s"):
+        line.send(torch.zeros(10_000_000))
+    line.close()
 
 
 def test_a_closed_line_says_so(ends: tuple[Line, Line]) -> None:

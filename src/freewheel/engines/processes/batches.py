@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import final
 
+from freewheel.engines.plan import Segment
 from freewheel.engines.processes.lease_queue import END, next_number
 from freewheel.engines.processes.messages import Ask, BatchSent, Done, Line, Work
 from freewheel.engines.worker import Equipment
@@ -49,20 +50,20 @@ class Queued(Batches):
 
 @final
 class Fixed(Batches):
-    """Step r of a segment takes the number ``first + r W + worker``, whoever is quicker."""
+    """Step r of a segment takes what lies in position ``r W + worker``, whoever is quicker."""
 
     def __init__(self, source: Source, worker: int, workers: int) -> None:
         self._source, self._worker, self._workers = source, worker, workers
-        self._first = 0
+        self._segment = Segment(0, 0)
 
     def open(self, work: Work) -> None:
         """Knows its numbers from here on."""
-        self._first = work.first
-        self._source.open(work.first, work.limit)
+        self._segment = work.segment
+        self._source.open(work.segment.first, work.segment.limit)
 
     def take(self, step: int) -> Lease | None:
         """The batch of that number."""
-        return self._source.take_number(self._first + step * self._workers + self._worker)
+        return self._source.take_number(self._segment.number(step * self._workers + self._worker))
 
 
 @final

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from freewheel.engines.processes.shared import WORDS, Arena, SharedCounts
 
-VERSIONS, SAMPLES, STEPS, PROCESSOR_NS, BATCH, WRITTEN, COLLECTED = range(7)
+VERSIONS, SAMPLES, STEPS, PROCESSOR_NS, BATCH, WRITTEN, COLLECTED, BUSY_NS = range(8)
 SIGN = 0  # in the row behind the workers'
 STOP, PAUSE = 1, 2
 
@@ -27,6 +27,7 @@ class Board:
         steps: finished steps.
         processor_ns: processor time that a worker has used, in nanoseconds.
         batch: number of the batch that it took last.
+        busy_ns: time that it has spent in steps, without waiting for others, in nanoseconds.
         written: rows in its journal.
         collected: those that the main process, who counts here, has collected.
     """
@@ -40,6 +41,7 @@ class Board:
         self.batch = SharedCounts(cells[:-1, BATCH])
         self.written = SharedCounts(cells[:-1, WRITTEN])
         self.collected = SharedCounts(cells[:-1, COLLECTED])
+        self.busy_ns = SharedCounts(cells[:-1, BUSY_NS])
         self._signs = SharedCounts(cells[-1])
 
     @classmethod

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple, final
+from typing import final
 
 from freewheel.engines.processes.mailbox import Mailbox
 from freewheel.engines.processes.messages import Answer, Line, Start
+from freewheel.engines.worker import Life
 from freewheel.server import Receipt, Server
 from freewheel.tasks import WorkerContext
 from freewheel.update import Update
-
-
-class Life(NamedTuple):
-    """Which life of a worker it is.
-
-    Attributes:
-        incarnation: from 0.
-        first: number of its first step; pushes of a life are numbered from 0.
-    """
-
-    incarnation: int = 0
-    first: int = 0
-
-    def stamp(self, update: Update) -> None:
-        """So that the server knows the pushes of this life from those of an earlier one."""
-        update.incarnation = self.incarnation
-        update.sequence -= self.first
 
 
 class Delivery(ABC):

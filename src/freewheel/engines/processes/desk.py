@@ -27,18 +27,19 @@ class Desk:
 
     Args:
         session: of the run.
+        lines: to the workers; there when the first of them speaks.
         interrupts: signals wait while a batch is sent.
 
     Attributes:
         serves: updates are applied here: in rounds, behind gates, and by rules that must not race.
         gated: workers ask before every step.
         queued: whoever is ready takes the next number from a queue.
-        lines: to the workers.
         mailboxes: where their updates lie.
     """
 
-    def __init__(self, session: ProcessSession, interrupts: Interrupts) -> None:
+    def __init__(self, session: ProcessSession, lines: list[Line], interrupts: Interrupts) -> None:
         self.session = session
+        self._lines = lines
         self._interrupts = interrupts
         job = session.job
         method, workers = job.method, job.setup.workers
@@ -47,7 +48,6 @@ class Desk:
         waits = workers > 1 and (method.rounds or not method.gate.open)
         self.serves = waits or (workers > 1 and method.rule_for(workers).exclusive)
         self.queued = fetched_by_workers(job.source) and method.leases == "queue"
-        self.lines: list[Line] = []
         self.mailboxes: list[Mailbox] = []
         self._segment = Segment(0, 0)
         self._steps = [0] * workers  # finished, in the whole run
@@ -55,10 +55,10 @@ class Desk:
         self._waiting: dict[int, Receipt | None] = {}  # who waits to start a step -> receipt of the last one
         self._asking: dict[int, int] = {}  # who waits for a batch -> for which step of the segment
         self._held: dict[int, Lease] = {}  # batches that workers were sent
-        self._again: dict[int, Lease] = {}  # those that a dead worker had, for who replaces it
         self._received: dict[int, tuple[int, Receipt]] = {}  # the last step that was pushed, and its receipt
         self._stopping = False
         self.paused: set[int] = set()  # who waits for a checkpoint to be taken
+        self.torn = False  # reading data was interrupted: nobody knows where the source stands
         self._pausing = False  # a checkpoint is to be taken
 
     def pause(self) -> None:
@@ -111,21 +111,23 @@ class Desk:
     def forget(self, worker: int) -> Receipt | None:
         """The worker has died: nothing that it asked for will be answered.
 
+        What it had in hand may be taken again.
+
         Returns:
-            The receipt of the step that it was in, where that has been pushed into a round: it must not be
-            taken again. Batches of other methods are.
+            The receipt of the step that it was in, where its gradient has been pushed: it must not be taken
+            again.
         """
         self._waiting.pop(worker, None)
         self._asking.pop(worker, None)
         self.paused.discard(worker)
         step, receipt = self._received.pop(worker, (-1, None))
         held = self._held.pop(worker, None)
-        if step != self.session.board.steps[worker] or self.session.job.method.leases != "fixed":
+        if step != self.session.board.steps[worker] or self.session.job.method.in_flight:
             receipt = None
         if held is not None and receipt is not None:
             self.session.job.source.acknowledge(held)
         elif held is not None:
-            self._again[worker] = held
+            self.session.job.source.give_back(held)
         return receipt
 
     def waits(self, worker: int) -> bool:
@@ -183,9 +185,11 @@ class Desk:
     def hand_out(self) -> None:
         """Reads and sends the batches that workers have asked for."""
         for worker, step in list(self._asking.items()):
-            with self._in_the_name_of(worker):
-                lease = None if self._stopping else self._lease(worker, step)
-            with self._interrupts.held():
+            with self._interrupts.held(insist=True):
+                self.torn = True
+                with self._in_the_name_of(worker):
+                    lease = None if self._stopping else self._lease(worker, step)
+                self.torn = False
                 del self._asking[worker]
                 self._send_batch(worker, lease)
 
@@ -208,11 +212,9 @@ class Desk:
             ) from error
 
     def _lease(self, worker: int, step: int) -> Lease | None:
-        if worker in self._again:
-            return self._again.pop(worker)
         job = self.session.job
         if job.method.leases == "fixed":
-            return job.source.take_number(self._segment.first + step * job.setup.workers + worker)
+            return job.source.take_number(self._segment.number(step * job.setup.workers + worker))
         return job.source.take()
 
     @contextmanager
@@ -227,4 +229,4 @@ class Desk:
 
     def _send(self, worker: int, message: Any) -> None:
         with suppress(ConnectionError):  # it has died, which is heard of soon
-            self.lines[worker].send(message)
+            self._lines[worker].send(message)

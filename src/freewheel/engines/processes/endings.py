@@ -46,11 +46,19 @@ def death(worker: int, sequence: int, process: BaseProcess) -> WorkerError:
     return error
 
 
-def hanging(worker: int, sequence: int, seconds: float) -> WorkerError:
-    """The error of a worker that was killed because it had not finished its step for so many seconds."""
+def hanging(worker: int, sequence: int, seconds: float, starting: bool = False) -> WorkerError:
+    """The error of a worker that was killed because it had not finished its step for so many seconds.
+
+    Args:
+        worker: which worker.
+        sequence: the step that it was in.
+        seconds: how long.
+        starting: it had not even been ready for its first.
+    """
+    what = "was not ready for its first step after" if starting else "had not finished its step for"
     cause = TimeoutError(
-        f"it had not finished its step for {seconds:.3g} s, and its process was killed; give a longer"
-        " `step_timeout` if steps may take so long"
+        f"it {what} {seconds:.3g} s, and its process was killed; give a longer `step_timeout` if that may"
+        " take so long"
     )
     error = WorkerError(worker, sequence, cause)
     error.__cause__ = cause

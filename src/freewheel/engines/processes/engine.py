@@ -25,7 +25,7 @@ class Processes:
     worker. Where nobody waits and the rule may race, workers apply their updates themselves, without a lock;
     else the main process does.
 
-    Each worker seeds the generators of PyTorch, Python and NumPy from the seed of the run and its number. An
+    Each worker seeds the generators of PyTorch, Python and NumPy from the seed of the run and its number. A
     worker that dies, raises or hangs is replaced, unless ``on_error="stop"``; see docs/failures.md.
 
     Attributes:
@@ -74,11 +74,8 @@ class Processes:
     def run(self, job: Job, monitors: Sequence[Monitor] = ()) -> Result:
         """Trains; Ctrl-C lets the workers finish their step and returns what was trained."""
         from freewheel.engines.processes import nursery
-        from freewheel.engines.processes.crew import Crew
-        from freewheel.engines.processes.session import ProcessSession
+        from freewheel.engines.processes.crews import trained
 
         nursery.prepare()
-        session = ProcessSession(job, monitors, self.name)
         with seeded(job):
-            Crew(session, self.pin).run()
-        return session.result()
+            return trained(job, monitors, self.name, self.pin)

@@ -69,7 +69,9 @@ class LeaseQueue:
     def clear(self) -> None:
         """Empties the pipe; every worker stands still."""
         self._numbers, self._next, self._ends = (), 0, 0
-        while select.select([self.reader], [], [], 0)[0]:
+        poll = select.poll()
+        poll.register(self.reader, select.POLLIN)
+        while poll.poll(0):
             os.read(self.reader, 65536)
 
     def close(self) -> None:

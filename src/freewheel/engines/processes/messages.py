@@ -6,7 +6,10 @@ Messages are small and few: weights, gradients and plain data lie in shared memo
 from __future__ import annotations
 
 import io
+import os
 import pickle
+import socket
+import struct
 from collections import Counter
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, final
@@ -14,8 +17,12 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
+from freewheel.engines.plan import Segment
 from freewheel.server import Receipt
 from freewheel.update import Update
+
+HEADER = struct.Struct("=Q")  # before each message: its length
+TIMEVAL = struct.Struct("@ll")
 
 Row = tuple[int, int, int, int, float, int, float]
 """A finished step, as the record keeps it."""
@@ -137,15 +144,13 @@ class Work(NamedTuple):
     """Opens a segment.
 
     Attributes:
-        first: number of its first batch.
-        limit: number after its last batch; None where that is not known.
+        segment: which batches there are.
         began: when training time was 0, by the system's monotonic clock.
         step: of the segment that the worker begins with: others before it were another life's.
         asks: before the first step.
     """
 
-    first: int
-    limit: int | None
+    segment: Segment
     began: float
     step: int = 0
     asks: bool = False
@@ -199,20 +204,41 @@ class Line:
 
     Pickled by this module, since the reductions of ``torch.multiprocessing`` would send every tensor as a
     file in ``/dev/shm``.
+
+    Args:
+        connection: of a pair of sockets; owned by the line from here on.
+        patience_s: for a receiver that reads nothing while a long message is sent; None for ever.
     """
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, patience_s: float | None = None) -> None:
+        with connection:
+            self._socket = socket.socket(fileno=os.dup(connection.fileno()))
+        self._patience_s = patience_s
+        if patience_s is not None:
+            limit = TIMEVAL.pack(int(patience_s), int(patience_s % 1 * 1e6))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        self._begin(HEADER.size, head=True)
 
     def fileno(self) -> int:
         """For a selector."""
-        return self._connection.fileno()
+        return self._socket.fileno()
 
     def send(self, message: Any) -> None:
-        """Sends a message; waits only where the other end is far behind."""
+        """Sends a message; waits only where the other end is far behind.
+
+        Raises:
+            ConnectionError: the other end is closed, or has read nothing for too long; it is cut off then.
+        """
         file = io.BytesIO()
+        file.write(HEADER.pack(0))
         _Pickler(file, protocol=5).dump(message)
-        self._connection.send_bytes(file.getbuffer())
+        data = file.getbuffer()
+        HEADER.pack_into(data, 0, len(data) - HEADER.size)
+        try:
+            self._socket.sendall(data)
+        except BlockingIOError as error:
+            self._socket.shutdown(socket.SHUT_RDWR)  # a part of the message may be there
+            raise BrokenPipeError(f"the other end has read nothing for {self._patience_s:g} s") from error
 
     def receive(self) -> Any:
         """Waits for the next message.
@@ -220,15 +246,40 @@ class Line:
         Raises:
             EOFError: the other end is closed.
         """
-        return pickle.loads(self._connection.recv_bytes())
+        return self._next(0)
 
-    def waiting(self) -> bool:
-        """Whether there is a message, or the end, to receive."""
-        return self._connection.poll()
+    def arrived(self) -> Any:
+        """The next message if all of it is here, else None: the sender may have been stopped in the middle.
+
+        Raises:
+            EOFError: the other end is closed.
+        """
+        return self._next(socket.MSG_DONTWAIT)
 
     def close(self) -> None:
         """Closes this end."""
-        self._connection.close()
+        self._socket.close()
+
+    def _begin(self, size: int, head: bool) -> None:
+        """The next bytes are a header, or a message."""
+        self._bytes, self._filled, self._head = memoryview(bytearray(size)), 0, head
+
+    def _next(self, flags: int) -> Any:
+        while True:
+            while self._filled < len(self._bytes):
+                try:
+                    count = self._socket.recv_into(self._bytes[self._filled :], 0, flags)
+                except BlockingIOError:
+                    return None
+                if not count:
+                    raise EOFError
+                self._filled += count
+            data = self._bytes
+            if self._head:
+                self._begin(HEADER.unpack(data)[0], head=False)
+                continue
+            self._begin(HEADER.size, head=True)
+            return pickle.loads(data)
 
 
 class _Pickler(pickle.Pickler):

@@ -96,9 +96,13 @@ class _Popen(popen_forkserver.Popen):
             context.set_spawning_popen(None)
         self.sentinel, writer = _server(os.getpid()).connect_to_new_process(self._fds)  # type: ignore[attr-defined]  # ditto
         # The child sees the end of this pipe when the main process is gone.
-        alive = os.dup(writer)
-        self.finalizer = util.Finalize(self, _close, (alive, self.sentinel))
         with open(writer, "wb", closefd=True) as stream:
+            try:
+                alive = os.dup(writer)
+            except OSError:
+                os.close(self.sentinel)
+                raise
+            self.finalizer = util.Finalize(self, _close, (alive, self.sentinel))
             stream.write(file.getbuffer())
         self.pid = forkserver.read_signed(self.sentinel)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, final
 import psutil
 from torch import Tensor
 
+from freewheel.checkpoints import cut
 from freewheel.checkpoints.tree import Tree
 from freewheel.engines.base import intra_op
 from freewheel.engines.clock import Clock
@@ -49,12 +50,13 @@ class ProcessSession(Session):
 
     def __init__(self, job: Job, monitors: Sequence[Monitor], engine: str) -> None:
         self.arena = Arena()
-        self.board = Board.within(self.arena, job.setup.workers, job.setup.shards)
-        self.journal = Journal.within(self.arena, job.setup.workers, self.board)
+        self.board = Board.within(self.arena, job.setup.places, job.setup.shards)
+        self.journal = Journal.within(self.arena, job.setup.places, self.board)
         self.memory = Memory()
         self.buffers: dict[str, Tensor] = {}
         self.deposits: dict[int, Tree] = {}
         self.left: Left | None = None
+        self._closed = False
         super().__init__(job, monitors, engine, Clock(partial(_processor_seconds, self.board)), self.memory)
 
     def _server(self, kind: type[Server] = Server) -> Server:
@@ -67,19 +69,35 @@ class ProcessSession(Session):
 
     def worker_states(self) -> list[Tree]:
         """What the workers have deposited."""
-        return [self.deposits[worker] for worker in range(self.job.setup.workers)]
+        return [self.deposits.get(worker) for worker in range(self.job.setup.workers)]
 
     def restore_workers(self, states: Sequence[Tree]) -> None:
         """Keeps what the workers are to be told when they are there."""
-        self.deposits = dict(enumerate(states))
-        for worker, state in self.deposits.items():
-            self.board.steps[worker] = state["context"]["sequence"]
+        self.deposits = {worker: state for worker, state in enumerate(states) if state is not None}
+        steps = {worker: state["context"]["sequence"] for worker, state in self.deposits.items()}
+        for worker in range(len(states)):  # one that comes new counts as the others do
+            self.board.steps[worker] = steps.get(worker, max(steps.values(), default=0))
 
     def source_state(self) -> Tree:
         """Where the source stands; the workers fetch the batches of some themselves."""
         if self.left is None:
             return super().source_state()
         return {"next": self.left.following, "returned": list(self.left.numbers)}
+
+    def successor(self, job: Job, tree: Tree) -> tuple[ProcessSession, Tree]:
+        """Another session that goes on with the run, and its place in the plan; this one is closed.
+
+        Args:
+            job: the same, with another number of workers.
+            tree: the state of the run, for that number.
+        """
+        after = ProcessSession(job, self.record.monitors, self.record.engine)
+        after.record.succeed(self.record, tree["record"])
+        try:
+            return after, cut.restored(after, tree)
+        except BaseException:
+            after.close()
+            raise
 
     def settle(self, final: bool) -> bool:
         """Has the workers push what they hold back; applied with as many threads as on a worker."""
@@ -94,7 +112,10 @@ class ProcessSession(Session):
                 buffers[name].copy_(value)
 
     def close(self) -> None:
-        """Gives the user's module tensors of its own again, and lets go of the shared memory."""
+        """Gives the user's module tensors of its own again, and lets go of the shared memory; once."""
+        if self._closed:
+            return
+        self._closed = True
         super().close()
         self.server.dissolve()
         self.arena.close()

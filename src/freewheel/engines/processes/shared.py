@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, final
 
@@ -59,6 +60,7 @@ class Arena:
 
     def __init__(self) -> None:
         self.descriptors: list[int] = []
+        weakref.finalize(self, _close_all, self.descriptors)
         self._segments: list[Tensor] = []  # (bytes,) uint8
         self._numbers: dict[int, int] = {}  # address of a segment's memory -> its number
 
@@ -126,9 +128,7 @@ class Arena:
 
     def close_descriptors(self) -> None:
         """Everybody has attached the segments: they live on as mapped memory, until nobody has that."""
-        for descriptor in self.descriptors:
-            os.close(descriptor)
-        self.descriptors = []
+        _close_all(self.descriptors)
 
     def close(self) -> None:
         """Lets go of the segments; the memory is freed with the last tensor in it."""
@@ -202,6 +202,11 @@ class _Span(NamedTuple):
         """The memory itself, ``(size,)`` uint8."""
         storage = self.tensor.untyped_storage()
         return torch.empty(0, dtype=torch.uint8).set_(storage, self.first, (self.size,), (1,))
+
+
+def _close_all(descriptors: list[int]) -> None:
+    while descriptors:
+        os.close(descriptors.pop())
 
 
 def _first_byte(tensor: Tensor) -> int:

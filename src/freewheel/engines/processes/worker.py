@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from freewheel.checkpoints.tree import Tree
 from freewheel.engines.processes.batches import Batches, batches_for
 from freewheel.engines.processes.board import PAUSE, Board
-from freewheel.engines.processes.delivery import Delivery, Direct, Life, Served
+from freewheel.engines.processes.delivery import Delivery, Direct, Served
 from freewheel.engines.processes.deposits import deposit, private_buffers, take_back
 from freewheel.engines.processes.journal import Journal
 from freewheel.engines.processes.mailbox import Mailbox
@@ -43,7 +43,7 @@ from freewheel.engines.processes.messages import (
 )
 from freewheel.engines.processes.parcel import Parcel, unpacked
 from freewheel.engines.processes.shared import Arena
-from freewheel.engines.worker import Equipment, hopeless, pace
+from freewheel.engines.worker import Equipment, Life, hopeless, pace
 from freewheel.events import NOT_PUSHED
 from freewheel.machine import keep_large_blocks
 from freewheel.server import Receipt, Server
@@ -174,7 +174,7 @@ class _Worker:
         self.delivery = self._delivery(Life(place.incarnation, 0 if own else kit.board.steps[number]))
         self.batches: Batches = batches_for(kit.source, kit.equipment, number, numbers, line)
         flat = kit.server.parameters.flat.clone() if own else None
-        self.context = kit.equipment.context(number, kit.module, flat, self.delivery.send)
+        self.context = kit.equipment.context(number, kit.module, flat, self.delivery.send, place.incarnation)
         self.context.sequence = kit.board.steps[number]  # goes on where an earlier life ended
         self.link = None
         if flat is not None:
@@ -187,9 +187,8 @@ class _Worker:
         generator = slot.context.generator
         if generator is not None and (number or place.incarnation):  # those of the others would draw the same
             generator.manual_seed((setup.seed << 20) + (place.incarnation << 40) + number)
-        if place.incarnation:
-            self.context.generator.manual_seed((setup.seed << 20) + (place.incarnation << 40) + number)
         self.state = kit.task.init(self.context)
+        self.processor_ns = kit.board.processor_ns[number]  # of earlier lives
         self.hopeless = 0
         self.reported = time.perf_counter()
         self.began = 0.0
@@ -229,8 +228,10 @@ class _Worker:
             if lease is None:
                 break
             board.batch[self.number] = lease.number
+            began = time.perf_counter_ns()
             self._look()
             report = self.kit.task.step(self.context, lease, self.state)
+            board.busy_ns[self.number] += time.perf_counter_ns() - began
             batches.done(lease)
             receipt, go = delivery.conclude(self.context)
             self._book(lease, report, receipt)
@@ -299,7 +300,7 @@ class _Worker:
             self.line.send(Report(self._entry()))
 
     def _publish(self) -> None:
-        self.kit.board.processor_ns[self.number] = time.process_time_ns()
+        self.kit.board.processor_ns[self.number] = self.processor_ns + time.process_time_ns()
 
     def _entry(self) -> Entry:
         """This worker's page of the book."""

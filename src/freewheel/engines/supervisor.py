@@ -6,14 +6,14 @@ import math
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import NamedTuple, final
+from typing import NamedTuple, Protocol, final
 
-from freewheel.engines.processes.board import Board
 from freewheel.errors import TrainingError, WorkerError
 from freewheel.job import Supervision
 
 TRIES = 3  # lives of a worker that end without a finished step, or uses of a batch: then it is no accident
 LEAST_TIMEOUT_S = 60.0
+LEAST_START_S = 300.0  # that a process may take until it is there, and the first step of all
 LONGEST_STEPS = 20.0  # times the longest step so far: a step that takes longer hangs
 GLANCE_S = 0.2  # the main process looks more often than this, unless it is busy or stopped itself
 
@@ -22,7 +22,7 @@ class Verdict(NamedTuple):
     """What is to be done about a failure.
 
     Attributes:
-        replace: start another process.
+        replace: start another process, or thread.
         note: why not, for the error.
     """
 
@@ -72,6 +72,26 @@ class Supervisor:
         return Verdict(True)
 
 
+class Numbers(Protocol):
+    """One number a worker."""
+
+    def __getitem__(self, worker: int, /) -> int: ...
+
+
+class Signs(Protocol):
+    """What shows that workers make progress."""
+
+    @property
+    def steps(self) -> Numbers:
+        """Those that each worker has finished."""
+        ...
+
+    @property
+    def batch(self) -> Numbers:
+        """Number of the one that each worker took last, where that is known."""
+        ...
+
+
 @final
 class Watch:
     """Knows since when each worker has made no progress, by what it writes on the board.
@@ -82,7 +102,7 @@ class Watch:
         timeout_s: of a step; None: much more than the longest so far.
     """
 
-    def __init__(self, board: Board, workers: int, timeout_s: float | None) -> None:
+    def __init__(self, board: Signs, workers: int, timeout_s: float | None) -> None:
         self._board = board
         self._timeout_s = timeout_s
         self._seen: list[tuple[int, int]] = [(-1, -1)] * workers
@@ -107,8 +127,13 @@ class Watch:
         self._seen[worker] = (-1, -1)
         self._since[worker] = time.monotonic()
 
-    def look(self, worker: int) -> float | None:
-        """For how many seconds the worker has been in its step, if that is too long; None if it is not."""
+    def look(self, worker: int, starting: bool = False) -> float | None:
+        """For how many seconds the worker has been in its step, if that is too long; None if it is not.
+
+        Args:
+            worker: which.
+            starting: its process has not said a word yet; importing may take longer than a step.
+        """
         now, state = time.monotonic(), (self._board.steps[worker], self._board.batch[worker])
         if state != self._seen[worker]:
             if self._seen[worker][0] >= 0:
@@ -116,11 +141,13 @@ class Watch:
             self._seen[worker], self._since[worker] = state, now
             return None
         passed = now - self._since[worker]
-        return passed if passed > self.limit_s else None
+        limit_s = max(self.limit_s, LEAST_START_S) if starting else self.limit_s
+        return passed if passed > limit_s else None
 
     @property
     def limit_s(self) -> float:
         """Seconds that a step may take."""
         if self._timeout_s is not None:
             return self._timeout_s
-        return max(LEAST_TIMEOUT_S, LONGEST_STEPS * self._longest)
+        least_s = LEAST_TIMEOUT_S if self._longest else LEAST_START_S  # the first may compile something
+        return max(least_s, LONGEST_STEPS * self._longest)

@@ -156,6 +156,7 @@ def test_a_model_in_evaluation_shows_the_shared_weights() -> None:
         ((hogwild(lr=0.1),), {"lr": 0.1}, "is made already"),
         (("downpour",), {"momentum": 0.9}, "downpour has no setting 'momentum'; it has lr"),
         ((parallel_sgd(lr=0.1),), {}, "local_sgd"),
+        (("parallel_sgd",), {"lr": 0.1}, "local_sgd"),
         ((hogwild(lr=0.1, granularity="layer"),), {}, "leave it out"),
     ],
 )

@@ -134,22 +134,10 @@ class Worker:
                 raise ConfigurationError(
                     f"`method` is made already; give {', '.join(settings)} to it: {method.name}(...)"
                 )
-            chosen = method
-        elif self._place is None:
-            chosen = made(method, settings)
-        else:
-            chosen = made(method or self._place.method, {**settings, **self._place.settings})
-        if chosen.name == "parallel_sgd":
-            raise ConfigurationError(
-                "`method`: parallel_sgd averages when everybody stands still, which a script never does; use"
-                " local_sgd(steps=...)"
-            )
-        if chosen.granularity == "layer":
-            raise ConfigurationError(
-                "`granularity`='layer' updates within the backward pass, but a script updates in"
-                " optimizer.step(); leave it out"
-            )
-        return chosen
+            return checked(method)
+        if self._place is None:
+            return made(method, settings)
+        return made(method or self._place.method, {**settings, **self._place.settings})
 
     def _check_choice(self, method: Method | str | None) -> None:
         """What the launcher was given is not ignored silently where the script has a method of its own."""
@@ -249,14 +237,14 @@ def made(name: str | None, settings: dict[str, Any]) -> Method:
     """The method of this name with these settings; None is Hogwild!.
 
     Raises:
-        ConfigurationError: no such method; a setting that it does not have. The message lists those that
-            there are.
+        ConfigurationError: no such method, or not for scripts; a setting that it does not have. The message
+            lists those that there are.
 
     Example:
         >>> made("stale_synchronous", {"bound": 2}).gate.describe
         'bounded(2)'
     """
-    plain = by_name(name)
+    plain = checked(by_name(name))
     if not settings:
         return plain
     factory = METHODS[plain.name]
@@ -264,4 +252,23 @@ def made(name: str | None, settings: dict[str, Any]) -> Method:
     unknown = sorted(settings.keys() - known.keys())
     if unknown:
         raise ConfigurationError(f"{plain.name} has no setting {unknown[0]!r}; it has {', '.join(known)}")
-    return factory(**settings)
+    return checked(factory(**settings))
+
+
+def checked(method: Method) -> Method:
+    """The method, if a script can train by it.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    if method.name == "parallel_sgd":
+        raise ConfigurationError(
+            "`method`: parallel_sgd averages when everybody stands still, which a script never does; use"
+            " local_sgd(steps=...)"
+        )
+    if method.granularity == "layer":
+        raise ConfigurationError(
+            "`granularity`='layer' updates within the backward pass, but a script updates in"
+            " optimizer.step(); leave it out"
+        )
+    return method

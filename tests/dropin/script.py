@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import freewheel
 
 worker = freewheel.join()
+if "setup" in sys.argv:
+    worker.barrier()
 if "fail" in sys.argv:
     sys.exit(7)
 torch.manual_seed(0)
@@ -64,6 +66,17 @@ if "deaf" in sys.argv:
 if "hang" in sys.argv:
     print("pid", os.getpid(), file=sys.stderr)
     time.sleep(600)
+if "save" in sys.argv:
+    try:
+        print("pid", os.getpid(), file=sys.stderr)
+        time.sleep(600)
+    except KeyboardInterrupt:
+        if worker.rank == 1:
+            raise
+        for _ in range(2):  # the launcher has seen the other's end, and done what it does then
+            worker.barrier()
+        print("saved", file=sys.stderr)
+        raise
 worker.barrier()
 if worker.is_main:
     weights = torch.cat([value.flatten() for value in model.state_dict().values()])

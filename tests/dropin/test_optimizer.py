@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import lr_scheduler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
 from freewheel import (
     ConfigurationError,
@@ -79,6 +80,41 @@ def test_it_equals_its_twin_with_a_scheduler_and_clipping(
         assert torch.allclose(own, theirs, atol=1e-6)
 
 
+def accumulated(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Steps of two batches each, their losses scaled; then one by a closure."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        for _ in range(2):
+            loss = model(torch.randn(8, 4, generator=generator)).square().mean()
+            torch.autograd.backward(scaler.scale(loss))
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        scaler.step(optimizer)
+        scaler.update()
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = model(torch.ones(2, 4)).square().mean()
+        torch.autograd.backward(loss)
+        return float(loss.item())
+
+    assert optimizer.step(closure) > 0
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize(("method", "twin"), TWINS)
+def test_it_equals_its_twin_with_accumulation_scaling_and_a_closure(
+    method: Method, twin: Callable[[Any], torch.optim.Optimizer]
+) -> None:
+    model, other = network(), network()
+    optimizer = Worker(None, None).optimizer(model, method)
+    expected = accumulated(other, twin(other.parameters()))
+    for own, theirs in zip(accumulated(model, optimizer), expected, strict=True):
+        assert torch.allclose(own, theirs, atol=1e-6)
+
+
 def test_its_state_goes_into_another() -> None:
     model = network()
     first = Worker(None, None).optimizer(model, "hogwild", lr=0.1, momentum=0.9)
@@ -120,12 +156,24 @@ def test_a_model_in_evaluation_shows_the_shared_weights() -> None:
         ((hogwild(lr=0.1),), {"lr": 0.1}, "is made already"),
         (("downpour",), {"momentum": 0.9}, "downpour has no setting 'momentum'; it has lr"),
         ((parallel_sgd(lr=0.1),), {}, "local_sgd"),
+        (("parallel_sgd",), {"lr": 0.1}, "local_sgd"),
         ((hogwild(lr=0.1, granularity="layer"),), {}, "leave it out"),
     ],
 )
 def test_what_cannot_be_is_refused(arguments: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         Worker(None, None).optimizer(nn.Linear(2, 2), *arguments, **settings)
+
+
+def test_a_loader_that_is_divided_already_is_refused() -> None:
+    dataset = TensorDataset(torch.zeros(8, 2))
+    part: Any = DistributedSampler(dataset, num_replicas=2, rank=0)
+    for loader in (
+        DataLoader(dataset, sampler=part),
+        DataLoader(dataset, batch_sampler=BatchSampler(part, 2, drop_last=False)),
+    ):
+        with pytest.raises(ConfigurationError, match="one of 2 parts"):
+            Worker(None, None).shard(loader)
 
 
 def started_with(method: str, **settings: Any) -> Worker:

@@ -135,7 +135,7 @@ def check_killed_once(done: subprocess.CompletedProcess[str]) -> None:
 
 
 def test_a_worker_that_hangs_is_replaced_and_one_that_evaluates_is_not(tmp_path: Path) -> None:
-    done = run("--step-timeout", "5s", str(SCRIPT), '{"lr": 0.05}', f"stall={tmp_path / 'again'}")
+    done = run("--step-timeout", "5s", str(SCRIPT), '{"lr": 0.05}', f"stall={tmp_path / 'again'}", "setup")
     assert done.returncode == 0, done.stderr
     assert re.search(
         r"worker 1 hung \(no sign of life for \d+ s\) and was killed; started again", done.stderr
@@ -189,6 +189,14 @@ def test_models_that_differ_are_refused_by_name() -> None:
     assert done.returncode == 1
     assert "[1] " in done.stderr
     assert "has parameter '0.weight' of shape (17, 10), theirs is (16, 10)" in done.stderr
+
+
+def test_a_worker_that_saves_at_ctrl_c_is_left_alone_when_another_has_ended() -> None:
+    with launched(str(SCRIPT), '{"lr": 0.1}', "save") as process:
+        os.kill(process.pid, signal.SIGINT)
+        code, said = ended(process)
+    assert code == 128 + signal.SIGINT
+    assert "[0] saved" in said
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

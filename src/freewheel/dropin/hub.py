@@ -81,7 +81,8 @@ class Hub:
         self._progress = [0] * workers  # finished steps, as gates see them
         self._registering: dict[int, Register] = {}
         self._waiting: dict[int, Receipt | None] = {}  # who waits to start a step -> receipt of the last one
-        self._at_barrier: set[int] = set()
+        self._at_barrier: dict[int, int] = {}  # who waits there -> number of the barrier
+        self._barriers = 0  # that all have passed
         self._deals: dict[tuple[int, int], Deal] = {}
         self._opened: set[tuple[int, int]] = set()  # epochs that somebody has had a batch of
         self._at_door: dict[int, tuple[int, int]] = {}  # who waits for an epoch to open
@@ -99,7 +100,7 @@ class Hub:
             line.close()
         self._registering.pop(worker, None)
         self._waiting.pop(worker, None)
-        self._at_barrier.discard(worker)
+        self._at_barrier.pop(worker, None)
         self._at_door.pop(worker, None)
         for deal in self._deals.values():
             deal.bury(worker)
@@ -130,14 +131,8 @@ class Hub:
 
     # --- what workers ask ---
 
-    def serve(self, worker: int) -> None:
-        """Handles a worker's next message.
-
-        Raises:
-            OSError: its process has ended.
-            EOFError: likewise.
-        """
-        message = self.lines[worker].receive()
+    def serve(self, worker: int, message: Any) -> None:
+        """Handles a worker's message."""
         match message:
             case Push():
                 self._push(worker, message)
@@ -151,11 +146,8 @@ class Hub:
                 self._deals.setdefault((shard, epoch), Deal(batches))
             case Retire():
                 self._retire(worker)
-            case Barrier():
-                self._at_barrier.add(worker)
-                self._retire(worker)
-                self._open_barrier()
-                self._open_door()
+            case Barrier(number):
+                self._stop_at(number, worker)
             case Register():
                 self._registering[worker] = message
                 self._admit()
@@ -302,7 +294,7 @@ class Hub:
 
     def _open_door(self) -> None:
         """In rounds an epoch begins when all have come, or the first would be rounds of one."""
-        absent = set(range(self.workers)) - self._gone - self._at_barrier - self._at_door.keys()
+        absent = set(range(self.workers)) - self._gone - self._at_barrier.keys() - self._at_door.keys()
         if absent:
             return
         comers, self._at_door = self._at_door, {}
@@ -329,10 +321,20 @@ class Hub:
         for number in reversed(message.unfinished):
             deal.give_back(worker, number)
 
-    def _open_barrier(self) -> None:
-        if not self._at_barrier or self._at_barrier | self._gone < set(range(self.workers)):
+    def _stop_at(self, barrier: int, worker: int) -> None:
+        if barrier < self._barriers:  # in an earlier life: the others may not come to one for long
+            self._send(worker, Passed())
             return
-        for worker in list(self._at_barrier):
+        self._at_barrier[worker] = barrier
+        self._retire(worker)
+        self._open_barrier()
+        self._open_door()
+
+    def _open_barrier(self) -> None:
+        if not self._at_barrier or self._at_barrier.keys() | self._gone < set(range(self.workers)):
+            return
+        self._barriers = min(self._at_barrier.values()) + 1
+        for worker in self._at_barrier:
             self._return(worker)
             self._send(worker, Passed())
         self._at_barrier.clear()

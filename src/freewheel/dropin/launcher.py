@@ -27,6 +27,7 @@ from freewheel.engines.supervisor import Watch
 
 POLL_S = 0.2
 PATIENCE_S = 5.0  # for workers that are to end, before they are killed
+GRACE_S = 30.0  # for those that the user has told to, of which one may be saving: as long as torchrun's
 MESSAGE_S = 10  # a message that was begun must be whole by then
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1
@@ -199,11 +200,13 @@ class Launcher:
                 self._read(member, pipe)
                 continue
             try:
-                self._hub.serve(member.rank)
+                message = self._hub.lines[member.rank].receive()
             except BlockingIOError:  # it stands still in the middle of a message
                 _kill(member.process)
             except (EOFError, OSError):
                 self._selector.unregister(key.fileobj)  # it has closed its end; its exit code tells why
+            else:
+                self._hub.serve(member.rank, message)
         self._pass_on()
         self._look()
         for member in list(self._members.values()):
@@ -279,7 +282,11 @@ class Launcher:
             return
         self._code = code if code > 0 else 128 - code
         self._reason = reason
-        if self._members and self._ending is None:
+        if not self._members or self._ending is not None:
+            return
+        if self._told:
+            self._ending = time.monotonic() + GRACE_S
+        else:
             self._end(signal.SIGTERM)
 
     def _end(self, number: int) -> None:

@@ -63,7 +63,13 @@ class Retire(NamedTuple):
 
 
 class Barrier(NamedTuple):
-    """The worker waits for all others; answered by `Passed`."""
+    """The worker waits for all others; answered by `Passed`.
+
+    Attributes:
+        number: how many barriers its script has come to before, in this life.
+    """
+
+    number: int
 
 
 # --- to a worker ---

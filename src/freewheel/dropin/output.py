@@ -27,10 +27,10 @@ class Prefixed:
         >>> import io
         >>> target = io.BytesIO()
         >>> lines = Prefixed(target, rank=1, now=lambda: 0.0)
-        >>> lines.feed(b"one\ntw"), lines.feed(b"o\r\n10%\r20%\r"), lines.end()
-        (None, None, None)
+        >>> lines.feed(b"one\ntw"), lines.feed(b"o\r\n10%\r20%\r"), lines.feed(b"\nend"), lines.end()
+        (None, None, None, None)
         >>> target.getvalue()
-        b'[1] one\n[1] two\n[1] 10%\n[1] 20%\n'
+        b'[1] one\n[1] two\n[1] 10%\n[1] 20%\n[1] end\n'
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Prefixed:
         self._now = now
         self._rest = b""  # of a line that is not complete
         self._kept = b""  # transient, not shown yet
+        self._drawn = False  # the line has been drawn once, and will be again, or ended
         self._shown: float | None = None
 
     def feed(self, data: bytes) -> None:
@@ -60,7 +61,7 @@ class Prefixed:
                 break
             line, end, text = text[: min(ends)], text[min(ends) : min(ends) + 1], text[min(ends) + 1 :]
             if end == b"\n":
-                ready += self._whole(line)
+                ready += self._finished(line)
             elif line:
                 ready += self._transient(line)
         self._rest = text
@@ -72,12 +73,19 @@ class Prefixed:
         if rest.strip(b"\r") or self._kept:
             self._write(self._whole(rest.strip(b"\r") or self._kept))
 
+    def _finished(self, line: bytes) -> bytes:
+        """A line that has come to its end, which may be all that was missing of a transient one."""
+        drawn, self._drawn = self._drawn, False
+        if drawn and not line:
+            return self._whole(self._kept) if self._kept else b""
+        return self._whole(line)
+
     def _whole(self, line: bytes) -> bytes:
         self._kept = b""
         return self._prefix + line + b"\n"
 
     def _transient(self, line: bytes) -> bytes:
-        now = self._now()
+        now, self._drawn = self._now(), True
         if self._shown is not None and now - self._shown < TRANSIENT_S:
             self._kept = line
             return b""

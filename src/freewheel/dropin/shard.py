@@ -37,8 +37,8 @@ class Shard:
 
     Every iteration is an epoch. Its batches, as the loader's own sampler makes them, go to whoever asks
     next, so a slow worker computes fewer; each to one worker, unless that dies with it in hand: then
-    another gets it. Of an iterable data set, which nobody can number, each of W workers takes every W-th
-    batch.
+    another gets it. Of an iterable data set or a sampler without a length, which nobody can number, each of W
+    workers takes every W-th batch.
 
     ``len()`` is this worker's share if all are equally fast, rounded up. Everything else is the loader's:
     ``shard.dataset``, ``shard.batch_size``.
@@ -66,7 +66,7 @@ class Shard:
         self._line, self._loop = line, loop
         self._epoch = 0
         self._leases = self._dealt = None
-        if line is not None and not isinstance(loader.dataset, IterableDataset):
+        if line is not None and _is_numbered(loader):
             self._leases = _Leases(line, number, loader, len(self))
             self._dealt = _over(loader, self._leases)
 
@@ -162,6 +162,16 @@ class _Leases:
             self._held.clear()
             with suppress(OSError):
                 self._line.send(Returned(self._shard, self.epoch, unfinished=left))
+
+
+def _is_numbered(loader: DataLoader[Any]) -> bool:
+    """Whether it has a last batch; a sampler without a length may go on for ever."""
+    if isinstance(loader.dataset, IterableDataset):
+        return False
+    try:
+        return len(loader) >= 0
+    except TypeError:
+        return False
 
 
 def _sampler(loader: DataLoader[Any]) -> Any:

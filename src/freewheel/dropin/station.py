@@ -100,9 +100,9 @@ def asked(line: Line, message: Any) -> Any:
         raise TrainingError("the launcher of this worker has ended; start the run again") from error
 
 
-def wait_for_all(line: Line) -> None:
-    """Waits until every worker does, or has ended."""
-    answer = asked(line, Barrier())
+def wait_for_all(line: Line, number: int) -> None:
+    """Waits until every worker does, or has ended; not at a barrier that was passed before this life."""
+    answer = asked(line, Barrier(number))
     assert isinstance(answer, Passed)
 
 

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from typing import Any, final
 
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from freewheel.dropin.membership import REMEDY, Membership
 from freewheel.dropin.messages import Register, Retire
@@ -88,6 +88,7 @@ class Worker:
         self.restarts = 0 if place is None else place.life
         self._optimizer: SharedOptimizer | None = None
         self._shards = 0
+        self._barriers = 0
 
     @property
     def is_main(self) -> bool:
@@ -133,22 +134,10 @@ class Worker:
                 raise ConfigurationError(
                     f"`method` is made already; give {', '.join(settings)} to it: {method.name}(...)"
                 )
-            chosen = method
-        elif self._place is None:
-            chosen = made(method, settings)
-        else:
-            chosen = made(method or self._place.method, {**settings, **self._place.settings})
-        if chosen.name == "parallel_sgd":
-            raise ConfigurationError(
-                "`method`: parallel_sgd averages when everybody stands still, which a script never does; use"
-                " local_sgd(steps=...)"
-            )
-        if chosen.granularity == "layer":
-            raise ConfigurationError(
-                "`granularity`='layer' updates within the backward pass, but a script updates in"
-                " optimizer.step(); leave it out"
-            )
-        return chosen
+            return checked(method)
+        if self._place is None:
+            return made(method, settings)
+        return made(method or self._place.method, {**settings, **self._place.settings})
 
     def _check_choice(self, method: Method | str | None) -> None:
         """What the launcher was given is not ignored silently where the script has a method of its own."""
@@ -193,7 +182,7 @@ class Worker:
             loader: of a map-style or an iterable data set. Workers must call this in the same order.
 
         Raises:
-            ConfigurationError: not a DataLoader.
+            ConfigurationError: not a DataLoader, or one whose sampler gives a part only already.
         """
         if not isinstance(loader, DataLoader):
             raise ConfigurationError(
@@ -201,13 +190,23 @@ class Worker:
                 " itertools.islice(batches, worker.rank, None, worker.workers)"
             )
         number, self._shards = self._shards, self._shards + 1
+        for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
+            if isinstance(sampler, DistributedSampler) and sampler.num_replicas > 1:
+                raise ConfigurationError(
+                    f"`loader` has a DistributedSampler, which gives one of {sampler.num_replicas} parts;"
+                    " worker.shard() divides itself: use shuffle=True, or no sampler"
+                )
         loop = Loop(self._enter, self._count, self._exit)
         return Shard(loader, number, self.rank, self.workers, self._line, loop)
 
     def barrier(self) -> None:
-        """Waits until every worker that still runs has called it."""
+        """Waits until every worker that still runs has called it.
+
+        A worker that was started again passes those that it has passed before.
+        """
+        number, self._barriers = self._barriers, self._barriers + 1
         if self._line is not None:
-            wait_for_all(self._line)
+            wait_for_all(self._line, number)
 
     def _enter(self) -> None:
         if self._optimizer is None:
@@ -238,14 +237,14 @@ def made(name: str | None, settings: dict[str, Any]) -> Method:
     """The method of this name with these settings; None is Hogwild!.
 
     Raises:
-        ConfigurationError: no such method; a setting that it does not have. The message lists those that
-            there are.
+        ConfigurationError: no such method, or not for scripts; a setting that it does not have. The message
+            lists those that there are.
 
     Example:
         >>> made("stale_synchronous", {"bound": 2}).gate.describe
         'bounded(2)'
     """
-    plain = by_name(name)
+    plain = checked(by_name(name))
     if not settings:
         return plain
     factory = METHODS[plain.name]
@@ -253,4 +252,23 @@ def made(name: str | None, settings: dict[str, Any]) -> Method:
     unknown = sorted(settings.keys() - known.keys())
     if unknown:
         raise ConfigurationError(f"{plain.name} has no setting {unknown[0]!r}; it has {', '.join(known)}")
-    return factory(**settings)
+    return checked(factory(**settings))
+
+
+def checked(method: Method) -> Method:
+    """The method, if a script can train by it.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    if method.name == "parallel_sgd":
+        raise ConfigurationError(
+            "`method`: parallel_sgd averages when everybody stands still, which a script never does; use"
+            " local_sgd(steps=...)"
+        )
+    if method.granularity == "layer":
+        raise ConfigurationError(
+            "`granularity`='layer' updates within the backward pass, but a script updates in"
+            " optimizer.step(); leave it out"
+        )
+    return method

@@ -30,6 +30,7 @@ from freewheel.errors import ConfigurationError, DataError, TrainingError, Worke
 from freewheel.events import Event, Steps, Tick, WorkerFailed, WorkerRestarted
 from freewheel.methods import Method
 from freewheel.rules import Rule, RuleContext, State, average, chain, sgd, stateless
+from freewheel.server import Server
 from freewheel.sources import Indexed, tensors
 from freewheel.testing import fail, inject
 from freewheel.update import Update
@@ -284,6 +285,20 @@ def test_a_batch_that_cannot_be_read_once_is_read_again(method: str) -> None:
     assert run.of(WorkerFailed)[0].error == "OSError: the disk is gone"
 
 
+@pytest.mark.parametrize("method", ["stale_synchronous", "local_sgd"])
+def test_a_pull_that_fails_loses_no_batch(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pull, once = Server.pull, threading.Event()
+
+    def fails_once(server: Server, target: Tensor) -> tuple[int, ...]:
+        if worker_here() == 1 and not once.is_set():
+            once.set()
+            raise OSError("no answer")
+        return pull(server, target)
+
+    monkeypatch.setattr(Server, "pull", fails_once)
+    Run(loss_of, method).check_complete()
+
+
 def test_a_batch_that_can_never_be_read_ends_the_run() -> None:
     fetch = tensors(*blobs())
 
@@ -443,6 +458,21 @@ def test_divergence_ends_the_run() -> None:
         Run(step, epochs=100)
 
 
+def test_bad_losses_of_an_earlier_life_do_not_count() -> None:
+    """Twenty in a row of one worker end a run."""
+    calls = itertools.count()
+
+    def step(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        number = next(calls) if worker_here() is not None else PLANNED
+        if number == 15:
+            raises()
+        return loss_of(module, batch) * (torch.nan if number < 30 else 1.0)
+
+    run = Run(step, workers=1)
+    run.check_complete()
+    assert run.result.ledger["dropped"] == {"non-finite loss": 29}
+
+
 def test_a_task_that_cannot_begin_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     from freewheel.tasks import Supervised
 
@@ -569,6 +599,32 @@ def test_a_thread_that_hangs_at_the_end_does_not_spoil_it(method: str) -> None:
     assert (run.result.reason, failed.worker, failed.replaced) == ("max_seconds", 1, False)
     assert adds_up(run.result.ledger)
     hanging.let_go()
+
+
+def test_what_becomes_of_a_thread_that_was_left_behind_does_not_matter() -> None:
+    """It goes on, and its push is refused, while the run still waits for the step of another."""
+    freed, left = threading.Event(), threading.Event()
+
+    def step(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        if worker_here() == 1:
+            freed.wait(PATIENCE_S)
+        elif worker_here() == 0 and time.perf_counter() > began + 1.2:
+            assert left.wait(PATIENCE_S)
+        return loss_of(module, batch)
+
+    def look(event: Event) -> None:
+        if isinstance(event, WorkerFailed):
+            [hung] = [thread for thread in threading.enumerate() if thread.name == "freewheel-1"]
+            freed.set()
+            hung.join(PATIENCE_S)
+            left.set()
+
+    began = time.perf_counter()
+    run = Run(step, epochs=None, max_seconds=1.5, step_timeout=2.0, monitors=[look])
+    assert run.result.reason == "max_seconds"
+    assert len(run.of(WorkerFailed)) == 1
+    assert adds_up(run.result.ledger)
+    assert threading.active_count() == 1
 
 
 def test_ctrl_c_returns_what_was_trained_though_a_thread_hangs() -> None:

@@ -313,6 +313,20 @@ def test_a_batch_that_can_never_be_read_ends_the_run() -> None:
     assert threading.active_count() == 1
 
 
+def test_a_worker_that_can_read_no_more_ends_the_run() -> None:
+    """It has finished steps, but none since it was replaced."""
+    fetch, reads = tensors(*blobs()), itertools.count()
+
+    def gone(indices: Tensor) -> Any:
+        if worker_here() == 1 and next(reads) >= 3:
+            raise OSError("the disk is gone")
+        return fetch(indices)
+
+    with pytest.raises(WorkerError, match="worker 1 failed in its step 3: OSError") as caught:
+        Run(loss_of, data=Indexed(gone, SAMPLES, BATCH), epochs=10**4)
+    assert "worker 1 has failed 3 times without finishing a step" in caught.value.__notes__[0]
+
+
 @pytest.mark.parametrize("method", ["hogwild", "synchronous"])
 def test_a_stream_that_breaks_ends_the_run_with_its_error(method: str) -> None:
     class Broken(torch.utils.data.IterableDataset[tuple[Tensor, Tensor]]):

@@ -586,7 +586,7 @@ def test_a_thread_that_hangs_ends_the_run_and_its_push_is_refused(method: str) -
     with pytest.raises(
         WorkerError, match=r"worker 1 failed in its step 3: TimeoutError: it has not"
     ) as caught:
-        Run(hanging, method, model=module, step_timeout=0.5, monitors=[listen])
+        Run(hanging, method, model=module, step_timeout=1.0, monitors=[listen])
     assert "use engine='processes'" in str(caught.value)
     [note] = caught.value.__notes__
     assert "in hang\n    self.freed.wait(PATIENCE_S)" in note
@@ -599,7 +599,7 @@ def test_a_thread_that_hangs_ends_the_run_and_its_push_is_refused(method: str) -
 def test_a_thread_that_goes_on_after_the_run_leaves_the_model_alone(method: str) -> None:
     hanging, module = Hanging(), network()
     with pytest.raises(WorkerError, match="it has not finished its step for"):
-        Run(hanging, method, model=module, step_timeout=0.5)
+        Run(hanging, method, model=module, step_timeout=1.0)
     weights = state(module)
     hanging.let_go()
     assert torch.equal(state(module), weights)
@@ -649,7 +649,7 @@ def test_ctrl_c_returns_what_was_trained_though_a_thread_hangs() -> None:
         hanging.hang()
 
     hanging.how = how
-    run = Run(hanging, "hogwild", epochs=10**4, step_timeout=0.5)
+    run = Run(hanging, "hogwild", epochs=10**4, step_timeout=1.0)
     assert (run.result.reason, run.result.samples > 0) == ("interrupted", True)
     assert run.of(WorkerFailed)[0].worker == 1
     hanging.let_go()
@@ -664,7 +664,7 @@ def test_two_threads_that_hang_are_both_left_behind() -> None:
         return loss_of(module, batch)
 
     with pytest.raises(WorkerError, match="TimeoutError"):
-        Run(step, step_timeout=0.5)
+        Run(step, step_timeout=1.0)
     left = [thread for thread in threading.enumerate() if thread.name.startswith("freewheel-")]
     assert len(left) == 2
     freed.set()
@@ -694,10 +694,10 @@ def test_waiting_for_a_stream_is_no_hanging() -> None:
         def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
             for number, pair in enumerate(zip(*blobs(), strict=True)):
                 if number == 5 * BATCH:
-                    time.sleep(0.8)
+                    time.sleep(1.3)
                 yield pair
 
-    Run(loss_of, data=DataLoader(Slow(), BATCH), step_timeout=0.5).check_complete(restarts=0)
+    Run(loss_of, data=DataLoader(Slow(), BATCH), step_timeout=1.0).check_complete(restarts=0)
 
 
 def test_nothing_hangs_unless_it_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -798,8 +798,8 @@ def test_a_storm_of_exceptions_does_not_stop_progress(method: str) -> None:
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)  # every order of things comes about
     try:
-        with inject(testing.storm(every_s=0.05, kinds=("fail",), seed=1)) as injected:
-            run = Run(loss_of, method, workers=4, epochs=None, max_seconds=1.5, max_restarts=1000)
+        with inject(testing.storm(every_s=0.1, kinds=("fail",), seed=1)) as injected:
+            run = Run(loss_of, method, workers=4, epochs=None, max_seconds=2.0, max_restarts=1000)
     finally:
         sys.setswitchinterval(before)
     assert len(injected.fired) >= 3

@@ -10,7 +10,7 @@ from torch import nn
 
 from freewheel.checkpoints.tree import copied
 from freewheel.params import Parameters
-from freewheel.rules import Rule, average, chain, finite, sgd
+from freewheel.rules import Rule, RuleContext, State, average, chain, finite, sgd, stateless
 from freewheel.server import Receipt, Server
 from freewheel.update import Update
 
@@ -64,6 +64,21 @@ def test_a_mean_that_one_shard_drops_makes_nobody_late() -> None:
             assert push(server, worker, sequence, value).status == "pending"
     assert server.ledger()["dropped"] == {"non-finite": 2}
     assert server.ledger()["applied"] == 4
+
+
+def test_a_rule_that_raises_behind_an_average_of_rounds_leaves_nothing_pending() -> None:
+    def apply(update: Update, state: State, context: RuleContext) -> Update:
+        raise ArithmeticError("of a rule")
+
+    rule = Rule("piece", stateless, apply, "raising()")
+    server = server_of(chain(average(2), rule, sgd(1.0)), 2)
+    close(server, 0)
+    with pytest.raises(ArithmeticError):
+        close(server, 1)
+    book = server.ledger()
+    assert (book["pushed"], book["absorbed"], book["pending"], book["dropped"]) == (4, 2, 0, {"error": 2})
+    close(server, 2)
+    assert (server.ledger()["pending"], server.samples) == (2, 0)
 
 
 def push_by_layer(server: Server, worker: int) -> None:

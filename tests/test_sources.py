@@ -174,7 +174,7 @@ def test_a_stream_that_raises_is_broken_and_gives_nothing_more() -> None:
         yield [0]
         raise OSError("the line is dead")
 
-    source = Streamed(batches, len, 5, 1)
+    source = Streamed(batches, len, length=1, batch_size=1)  # at the end of the iterator another would begin
     source.open(0, 5)
     assert source.take() is not None
     with pytest.raises(OSError, match="the line is dead"):

@@ -148,6 +148,7 @@ def test_a_thread_that_raises(method: str, fault: Fault) -> None:
     ran.check()
     assert ran.result.restarts == 1
     assert ran.result.samples == EPOCHS * SAMPLES
+    assert not freewheel.audit(ran.events).violations
 
 
 @pytest.mark.parametrize("method", ["hogwild", "synchronous", "stale_synchronous", "downpour"])

@@ -95,12 +95,8 @@ class Lives:
         """
         worker, context, error = failure.worker, failure.context, failure.error
         told = explained(worker, context.sequence, error)
-        if (
-            not begun
-            or failure.hangs
-            or not isinstance(told, WorkerError)
-            or not isinstance(error, Exception)
-        ):
+        raised = isinstance(error, Exception) and isinstance(told, WorkerError)  # by the user's code
+        if failure.hangs or not begun or not raised:
             raise told
         if self._session.job.source.broken:
             told.add_note("freewheel: `data` is read in order, and cannot be read on behind an error")

@@ -6,8 +6,10 @@ that the targets were made with are the only ones with no loss.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from freewheel.methods import Method
 from freewheel.testing import Fault, inject
 
 SAMPLES, BATCH, EPOCHS = 160, 8, 15
+STEP_S = 0.001
 WANTED = torch.tensor([[1.0, -2.0, 0.5, 3.0]])
 X = torch.randn(SAMPLES, 4, generator=torch.Generator().manual_seed(1))
 DATA = X, X @ WANTED.T
@@ -96,6 +99,7 @@ class Ran:
 
     def __init__(self, method: Method, fault: Fault, engine: str, **more: Any) -> None:
         self.events: list[Event] = []
+        arguments: dict[str, Any] = {"loss": nn.MSELoss(), **more}
         module = nn.Linear(4, 1, bias=False)
         with torch.no_grad():
             module.weight.copy_(START)
@@ -103,14 +107,13 @@ class Ran:
             self.result = freewheel.fit(
                 module,
                 DATA,
-                loss=nn.MSELoss(),
                 method=method,
                 engine=engine,
                 workers=2,
                 batch_size=BATCH,
                 epochs=EPOCHS,
                 monitors=[self.events.append],
-                **more,
+                **arguments,
             )
         self.injected = injected
         self.weight: Tensor = module.weight.detach()
@@ -172,6 +175,13 @@ def _endings_in_checkpoints() -> list[Any]:
     return [pytest.param(name, fault, id=f"{name}: {label}") for name, fault, label in found]
 
 
+def slow(prediction: Tensor, target: Tensor) -> Tensor:
+    """Several checkpoints are due before the run is over."""
+    if multiprocessing.parent_process() is not None:
+        time.sleep(STEP_S)
+    return nn.functional.mse_loss(prediction, target)
+
+
 def check_checkpoints(run: Path) -> None:
     """There are some, nothing of another is left, and all are complete."""
     kept = ordered(run / CHECKPOINTS)
@@ -187,7 +197,7 @@ def test_a_worker_that_ends_during_a_checkpoint(
 ) -> None:
     monkeypatch.setattr(Saver, "is_due", lambda saver, seconds: not saver._is_writing())
     timeout = 1.5 if fault.kind == "hang" else None
-    ran = Ran(METHODS[method], fault, "processes", run_dir=tmp_path, step_timeout=timeout)
+    ran = Ran(METHODS[method], fault, "processes", run_dir=tmp_path, step_timeout=timeout, loss=slow)
     ran.check()
     assert ran.result.restarts == 1
     check_checkpoints(tmp_path)

@@ -324,7 +324,9 @@ def test_a_worker_that_can_read_no_more_ends_the_run() -> None:
 
     with pytest.raises(WorkerError, match="worker 1 failed in its step 3: OSError") as caught:
         Run(loss_of, data=Indexed(gone, SAMPLES, BATCH), epochs=10**4)
-    assert "worker 1 has failed 3 times without finishing a step" in caught.value.__notes__[0]
+    assert (
+        f"worker 1 has failed {supervisor.TRIES} times without finishing a step" in caught.value.__notes__[0]
+    )
 
 
 @pytest.mark.parametrize("method", ["hogwild", "synchronous"])
@@ -418,7 +420,7 @@ def test_an_error_that_every_attempt_repeats_ends_the_run(method: str) -> None:
     with pytest.raises(WorkerError, match=r"worker 1 failed in its step 0: .*always") as caught:
         Run(always, method, epochs=10**4)
     [note] = caught.value.__notes__
-    assert "worker 1 has failed 5 times without finishing a step" in note
+    assert f"worker 1 has failed {supervisor.TRIES} times without finishing a step" in note
     assert threading.active_count() == 1
 
 
@@ -434,7 +436,7 @@ def test_a_batch_that_no_worker_bears_ends_the_run() -> None:
     with pytest.raises(WorkerError, match="1234") as caught:
         Run(step, data=(inputs, targets), workers=1)
     [note] = caught.value.__notes__
-    assert "5 times" in note
+    assert f"{supervisor.TRIES} times" in note
 
 
 def test_the_budget_of_restarts_ends_the_run() -> None:

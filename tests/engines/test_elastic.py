@@ -219,7 +219,7 @@ def test_a_checkpoint_after_a_change_goes_on_with_as_many(
 
 
 @pytest.mark.parametrize("engine", elastic.ENGINES)
-@pytest.mark.parametrize(("name", "workers"), zip(KINDS, itertools.cycle([2, 5]), strict=False))
+@pytest.mark.parametrize(("name", "workers"), list(zip(KINDS, itertools.cycle([2, 5]), strict=False)))
 def test_a_run_goes_on_from_its_checkpoint_with_another_number(
     name: str, workers: int, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

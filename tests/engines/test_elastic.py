@@ -25,9 +25,10 @@ import freewheel
 from freewheel import elastic
 from freewheel.checkpoints.resizing import resized, rest
 from freewheel.cli import app
-from freewheel.engines import record
+from freewheel.engines import record, threads
 from freewheel.engines.changes import Change
 from freewheel.engines.plan import Segment
+from freewheel.engines.processes import crew
 from freewheel.engines.processes.crew import Crew
 from freewheel.engines.processes.session import ProcessSession
 from freewheel.engines.record import Record
@@ -54,6 +55,8 @@ SOME = (
 @pytest.fixture(autouse=True)
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(elastic, "LOOK_S", 0.0)
+    monkeypatch.setattr(crew, "POLL_S", 0.005)  # main threads look up before the run is over
+    monkeypatch.setattr(threads, "POLL_S", 0.005)
     monkeypatch.setattr(record, "TICK_S", 0.01)  # monitors hear of steps at once
     yield
     mine = psutil.Process()  # workers are children of the fork server
@@ -261,12 +264,12 @@ def test_a_worker_that_dies_while_it_hands_over_is_replaced(
 ) -> None:
     handed_over = Crew._handed_over
 
-    def dies(crew: Crew, workers: int) -> Change:
-        process = crew.roster._members[1].process
+    def dies(own: Crew, workers: int) -> Change:
+        process = own.roster._members[1].process
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         process.join(10)
-        return handed_over(crew, workers)
+        return handed_over(own, workers)
 
     monkeypatch.setattr(Crew, "_handed_over", dies)
     found, leases = fit("downpour", tmp_path, (20, 3))

@@ -100,28 +100,29 @@ def set_workers(run_dir: str | Path, workers: int, wait_s: float = 120.0) -> Wor
     """
     folder = Path(run_dir)
     _check_number(workers)
-    started = _running(folder)
-    if started.engine not in ENGINES:
-        raise ConfigurationError(
-            f"`run_dir` {folder} is on engine {started.engine!r}, whose number of workers is fixed; use"
-            " engine='threads' or 'processes'"
-        )
+    _running(folder)
     tail = _Tail(_events_of(folder))
-    _ask(folder / REQUEST, workers)
+    asked = _ask(folder / REQUEST, workers)
     ends = time.monotonic() + wait_s
     try:
         while time.monotonic() < ends:
             over = not is_under_way(folder)
+            overtaken = _is_overtaken(folder / REQUEST, asked)
             for answer in tail.read():
                 if isinstance(answer, WorkersChanged) and answer.after == workers:
                     return answer
                 if isinstance(answer, WorkersKept) and answer.wanted == workers:
                     raise ConfigurationError(answer.reason)
+            if overtaken:
+                raise ConfigurationError(
+                    f"`run_dir` {folder}: somebody else has asked for another number meanwhile; ask again"
+                )
             if over:
                 raise ConfigurationError(f"`run_dir` {folder} has ended before its workers could change")
             time.sleep(ANSWER_S)
     finally:
-        (folder / REQUEST).unlink(missing_ok=True)
+        if not _is_overtaken(folder / REQUEST, asked):
+            (folder / REQUEST).unlink(missing_ok=True)
     raise ConfigurationError(
         f"`run_dir` {folder} has not changed within {wait_s:g} s: it does so between two steps, and not while"
         " it evaluates the model; try again, with a longer wait"
@@ -159,6 +160,11 @@ def _running(folder: Path) -> RunStarted:
     if not events.is_file():
         raise ConfigurationError(f"`run_dir` {folder} is not the directory of a run; give that of run_dir=")
     started = next((event for event in read(events) if isinstance(event, RunStarted)), None)
+    if started is not None and started.engine not in ENGINES:
+        raise ConfigurationError(
+            f"`run_dir` {folder} is on engine {started.engine!r}, whose number of workers is fixed; use"
+            " engine='threads' or 'processes'"
+        )
     if started is None or not is_under_way(folder):
         raise ConfigurationError(
             f"`run_dir` {folder} is not under way; to go on with it, and with another number of workers:"
@@ -190,13 +196,24 @@ class _Tail:
         return map(from_json, data.decode(encoding="utf-8").splitlines())
 
 
-def _ask(path: Path, workers: int) -> None:
+def _ask(path: Path, workers: int) -> str:
+    """Leaves a request, which is returned as it is written."""
     beside = path.with_name(f"{path.name}.{os.getpid()}")
+    text = json.dumps({"workers": workers, "by": os.getpid(), "at": time.time()}) + "\n"
     try:
-        beside.write_text(json.dumps({"workers": workers}) + "\n", encoding="utf-8")
+        beside.write_text(text, encoding="utf-8")
         beside.replace(path)
     except OSError as error:
         raise ConfigurationError(f"`run_dir` {path.parent} cannot be written to: {error.strerror}") from error
+    return text
+
+
+def _is_overtaken(path: Path, asked: str) -> bool:
+    """Another request lies where this one did, and has not been seen to."""
+    try:
+        return path.read_text(encoding="utf-8") not in (asked, "")
+    except OSError:
+        return False  # somebody has seen to it
 
 
 def _check_number(workers: object) -> None:

@@ -357,9 +357,10 @@ class Server:
         """
         self.parameters.flat.copy_(state["weights"])
         self.parameters.statistics.copy_(state["statistics"])
-        restore_rule(self._whole.state, state["rules"][0])
+        other = bool(state.get("resized"))
+        restore_rule(self._whole.state, state["rules"][0], other)
         for shard, then in zip(self.shards, state["rules"][1:], strict=False):
-            restore_rule(shard.state, then)
+            restore_rule(shard.state, then, other)
         for shard, applied in zip(self.shards, state["applied"], strict=True):
             for worker, count in enumerate(applied):
                 shard.applied[worker] = count

@@ -122,11 +122,20 @@ def test_a_module_gets_all_that_comes_after_its_name(tmp_path: Path) -> None:
     assert done.stdout == f"[0] __main__ {arguments}\n"
 
 
+def test_what_the_method_of_the_launcher_does_not_have_is_left_out() -> None:
+    done = run("--method", "downpour", str(SCRIPT), '{"lr": 0.05, "momentum": 0.9}')
+    assert done.returncode == 0, done.stderr
+    assert (
+        done.stderr.count("--method downpour has no momentum: what the script says of that is left out") == 1
+    )
+
+
 def check_killed_once(done: subprocess.CompletedProcess[str]) -> None:
     """Worker 1 was killed, and came back; every sample was computed on, and something was learnt."""
     assert done.returncode == 0, done.stderr
     assert "worker 1 was killed by SIGKILL; started again" in done.stderr
     assert "1 restart\n" in done.stderr
+    assert "freewheel: epoch 0 was done when this worker was started again: it passes without" in done.stderr
     epochs = computed(done.stdout)
     assert all(len(counts) == 61 for counts in epochs.values())
     assert len(epochs) == 4

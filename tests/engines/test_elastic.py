@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +300,14 @@ def test_ctrl_c_while_nobody_works_ends_the_run_cleanly(
     assert found.history
 
 
+def test_a_rule_without_momentum_for_many_workers_takes_the_place_of_one_that_has_it(tmp_path: Path) -> None:
+    method = freewheel.hogwild(0.02)
+    assert "momentum" not in method.rule_for(24).describe
+    found, leases = fit(method, tmp_path, (20, 24), (60, 2), engine="threads", epochs=12)
+    assert changes(found) == [(2, 24), (24, 2)]
+    assert leases == Counter(range(12 * BATCHES))
+
+
 def test_a_number_that_cannot_be_is_told_and_the_run_goes_on(tmp_path: Path) -> None:
     found, leases = fit("synchronous-backup", tmp_path, (20, 1), (40, 0))
     kept = [e for e in found.events if isinstance(e, WorkersKept)]
@@ -371,6 +380,18 @@ def test_the_command_asks_and_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     code, said = run("--set", "2")
     assert code != 0
     assert "is not under way" in said
+
+
+def test_who_is_overtaken_is_told_so_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elastic.Requests, "pending", lambda requests: None)  # the run is busy
+    with Under(tmp_path), ThreadPoolExecutor(1) as pool:
+        first = pool.submit(freewheel.set_workers, tmp_path, 3)
+        while not (tmp_path / elastic.REQUEST).exists():
+            time.sleep(0.01)
+        with pytest.raises(ConfigurationError, match=r"has not changed within 0\.3 s"):
+            freewheel.set_workers(tmp_path, 4, wait_s=0.3)
+        with pytest.raises(ConfigurationError, match="somebody else has asked for another number"):
+            first.result(60)
 
 
 def test_set_workers_refuses_what_cannot_be(tmp_path: Path) -> None:

@@ -99,7 +99,8 @@ def _check_same(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -
         if found:
             raise CheckpointError(
                 f"checkpoint {folder} is of another job: {found}. Resume with the arguments of the run that"
-                " wrote it; only its end (epochs, max_samples, max_seconds, target) may be another"
+                " wrote it; only its end (epochs, max_samples, max_seconds, target) may be another, and on"
+                " threads and processes its number of workers"
             )
 
 

@@ -96,6 +96,7 @@ def _server(state: Tree, workers: int, seats: int) -> Tree:
             "samples": _padded(book["samples"], seats, 0),
         },
         "round": gathered,
+        "resized": True,
     }
 
 

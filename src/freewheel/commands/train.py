@@ -16,6 +16,7 @@ from freewheel.commands.recipe_file import Choice, keeper
 from freewheel.commands.resuming import choice_to_resume, given_options, run_of
 from freewheel.commands.shell import EXIT_INTERRUPTED, err, fresh_folder, out, parse_workers, reported
 from freewheel.errors import ConfigurationError
+from freewheel.events import Resumed
 from freewheel.monitors import progress
 from freewheel.recipes.settings import Optimization, Recipe, Settings
 from freewheel.recording.log import HEADER
@@ -138,6 +139,9 @@ def _announce(recipe: Recipe, folder: Path) -> None:
 def _conclude(result: Result, recipe: Recipe, folder: Path) -> None:
     console = out()
     console.print(_table(result, recipe))
+    resumed = next((event for event in result.events if isinstance(event, Resumed)), None)
+    if resumed is not None and resumed.steps == result.steps:
+        console.print("Nothing was left to train: give it more, by --epochs, say.")
     if recipe.show is not None:
         console.print("\nA text by this model:\n", style="bold")
         console.print(recipe.show(result.module), markup=False)
@@ -155,7 +159,7 @@ def _table(result: Result, recipe: Recipe) -> Table:
     table.add_column()
     table.add_column(justify="right")
     config = result.config
-    workers = wording.plural(len(result.workers), "worker")
+    workers = wording.plural(config["workers"], "worker")
     threads = config["intra_op_threads"]
     table.add_row(
         "Method", f"{config['method']}, {workers}" + (f" with {threads} threads" if threads > 1 else "")

@@ -9,6 +9,7 @@ import typer
 
 from freewheel.commands.shell import out, reported
 from freewheel.elastic import set_workers, workers_of
+from freewheel.errors import ConfigurationError
 from freewheel.report import wording
 
 Run = Annotated[
@@ -44,6 +45,8 @@ def workers(
 
       freewheel workers runs/long --set 6      from another terminal
     """
+    if wanted is not None and wanted < 1:
+        raise ConfigurationError(f"`set` must be a whole number >= 1, got {wanted}")
     if wanted is None:
         out().print(wording.plural(workers_of(run), "worker"))
         return

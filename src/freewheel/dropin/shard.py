@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -50,6 +51,7 @@ class Shard:
         workers: how many there are.
         line: to the launcher; None where this worker is alone.
         loop: told of every epoch.
+        again: the worker has been started again; it tells of epochs that pass without a batch.
     """
 
     def __init__(
@@ -60,8 +62,10 @@ class Shard:
         workers: int,
         line: Line | None,
         loop: Loop,
+        again: bool = False,
     ) -> None:
         self.loader = loader
+        self._again = again
         self._rank, self._workers = rank, workers
         self._line, self._loop = line, loop
         self._epoch = 0
@@ -90,11 +94,16 @@ class Shard:
         ended = False
         self._loop.enter()
         try:
+            given = False
             for batch in dealt:
+                given = True
                 self._loop.given(leases.samples())
                 yield batch
                 leases.finish()
             ended = True
+            if self._again and not given:
+                told = f"epoch {epoch} was done when this worker was started again: it passes without a batch"
+                print(f"freewheel: {told}", file=sys.stderr, flush=True)
         finally:
             leases.give_back()
             self._retire(ended)

@@ -6,6 +6,7 @@ import atexit
 import fcntl
 import inspect
 import os
+import warnings
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, final
@@ -137,7 +138,21 @@ class Worker:
             return checked(method)
         if self._place is None:
             return made(method, settings)
+        if method is None and self._place.method is not None:
+            settings = self._suited(self._place.method, settings)
         return made(method or self._place.method, {**settings, **self._place.settings})
+
+    def _suited(self, method: str, settings: dict[str, Any]) -> dict[str, Any]:
+        """What a script says of a method that it leaves to the launcher, as far as that has such settings."""
+        known = inspect.signature(METHODS[by_name(method).name]).parameters
+        left = [name for name in settings if name not in known]
+        if left and self.is_main:
+            warnings.warn(
+                f"--method {method} has no {', '.join(left)}: what the script says of that is left out; it"
+                f" has {', '.join(known)}, for --set",
+                stacklevel=4,
+            )
+        return {name: value for name, value in settings.items() if name in known}
 
     def _check_choice(self, method: Method | str | None) -> None:
         """What the launcher was given is not ignored silently where the script has a method of its own."""
@@ -197,7 +212,8 @@ class Worker:
                     " worker.shard() divides itself: use shuffle=True, or no sampler"
                 )
         loop = Loop(self._enter, self._count, self._exit)
-        return Shard(loader, number, self.rank, self.workers, self._line, loop)
+        line = self._line
+        return Shard(loader, number, self.rank, self.workers, line, loop, self.restarts > 0)
 
     def barrier(self) -> None:
         """Waits until every worker that still runs has called it.

@@ -26,6 +26,7 @@ from freewheel.events import (
     RunStarted,
     Steps,
     Tick,
+    WorkersChanged,
     emit,
 )
 from freewheel.job import Job, Result, Worker
@@ -96,6 +97,7 @@ class Record:
         self._last_tick = 0.0
         self._earlier: list[Event] = []  # of the run until the checkpoint that it goes on from
         self._resumed: Resumed | None = None
+        self.before: int | None = None  # workers when that checkpoint was taken
 
     def done(self) -> Done:
         """How far the run has come, by the steps that were collected."""
@@ -157,6 +159,9 @@ class Record:
         self.events += self._earlier
         if self._resumed is not None:
             self.emit(self._resumed)
+            workers = self.job.setup.workers
+            if self.before is not None and self.before != workers:
+                self.emit(WorkersChanged(self.before, workers, self._resumed.seconds, 0.0))
 
     def _announce(self) -> None:
         job = self.job

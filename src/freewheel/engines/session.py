@@ -280,6 +280,7 @@ class Session:
         place = None
         if origin is not None:
             self.record.restore(origin.tree["record"], origin.events, str(origin.folder))
+            self.record.before = origin.tree["identity"]["workers"]
             try:
                 place = cut.restored(self, origin.tree)
             except BaseException:

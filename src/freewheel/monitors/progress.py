@@ -180,7 +180,10 @@ def _terminal(console: Console) -> Monitor:
 
 
 def _ending(event: Event, state: _State, say: Callable[[str], None]) -> None:
-    if isinstance(event, WorkerFailed):
+    if isinstance(event, Resumed):
+        done = wording.plural(sum(event.samples), "sample")
+        say(f"goes on from {event.checkpoint}: {done} in {wording.duration(event.seconds)} were done")
+    elif isinstance(event, WorkerFailed):
         then = "; another takes its place" if event.replaced else ""
         say(f"worker {event.worker} failed in its step {event.sequence}: {event.error}{then}")
     elif isinstance(event, WorkerRestarted):
@@ -190,7 +193,8 @@ def _ending(event: Event, state: _State, say: Callable[[str], None]) -> None:
         say(f"worker {event.worker} {what if event.slow else 'keeps up again'}")
     elif isinstance(event, WorkersChanged) and event.before != event.after:
         number = wording.plural(event.after, "worker")
-        say(f"goes on with {number} in place of {event.before}, after {wording.duration(event.took_s)}")
+        pause = f", after {wording.duration(event.took_s)}" if event.took_s else ""
+        say(f"goes on with {number} in place of {event.before}{pause}")
     elif isinstance(event, WorkersKept):
         say(f"keeps {wording.plural(event.workers, 'worker')}: {event.reason}")
     elif isinstance(event, RunFinished):

@@ -89,16 +89,17 @@ def _predicted(runs: Sequence[Run]) -> list[str]:
 def headline(run: Run) -> str:
     """The result in one sentence with its numbers."""
     begin, done, metric = run.started, run.finished, main_metric([run])
+    workers = run.changes[0].before if run.changes else begin.workers
     model = begin.config.get("model")
     weights = wording.plural(begin.trainable, "weight")
     what = f"The model {model} ({weights})" if isinstance(model, str) else f"A model with {weights}"
     how = {
-        "threads": wording.plural(begin.workers, "worker thread"),
-        "simulated": wording.plural(begin.workers, "simulated worker"),
-        "processes": wording.plural(begin.workers, "worker process", "worker processes"),
-    }.get(begin.engine, f"{wording.plural(begin.workers, 'worker')} ({begin.engine})")
+        "threads": wording.plural(workers, "worker thread"),
+        "simulated": wording.plural(workers, "simulated worker"),
+        "processes": wording.plural(workers, "worker process", "worker processes"),
+    }.get(begin.engine, f"{wording.plural(workers, 'worker')} ({begin.engine})")
     if run.changes:
-        how += f", last {run.changes[-1].after}"
+        how += f", {run.changes[-1].after} in the end"
     value = final_metric(run, metric)
     result = f"{metric} {wording.metric(value)}" if math.isfinite(value) else f"no {metric} was measured"
     if not done.samples:

@@ -129,23 +129,28 @@ def select(state: State, positions: Sequence[int]) -> State:
     }
 
 
-def restore(state: State, saved: State) -> None:
+def restore(state: State, saved: State, other: bool = False) -> None:
     """Gives a rule's state the values of another of the same rule, in place.
 
     Args:
         state: as ``init`` made it; whoever holds its tensors sees the change.
         saved: what it was; one whose length grew with use (a number a worker) may be longer.
+        other: the rule may be another, as for another number of workers: what only one of them has (a
+            momentum that is 0 for many workers) begins anew, or is left out.
 
     Raises:
         CheckpointError: it is of another rule.
     """
+    if other:
+        both = state.keys() & saved.keys()
+        state, saved = {name: state[name] for name in both}, {name: saved[name] for name in both}
     if state.keys() != saved.keys():
         raise CheckpointError(
             f"the state of the rule has {', '.join(saved) or 'nothing'}, not {', '.join(state) or 'nothing'}"
         )
     for name, value in state.items():
         if isinstance(value, dict):
-            restore(value, saved[name])
+            restore(value, saved[name], other)
             continue
         if len(value) != len(saved[name]):
             raise CheckpointError(f"the rule's {name!r} is of {len(saved[name])} entries, not {len(value)}")

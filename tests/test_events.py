@@ -22,6 +22,9 @@ from freewheel.events import (
     Traffic,
     WorkerFailed,
     WorkerRestarted,
+    WorkersChanged,
+    WorkersKept,
+    WorkerSlowed,
     from_json,
     to_json,
 )
@@ -38,6 +41,9 @@ EVENTS: list[Event] = [
     Dropped(1, "non-finite", 3),
     WorkerFailed(1, 7, "ValueError: bad", replaced=True),
     WorkerRestarted(1, 2, 3.5),
+    WorkerSlowed(1, 4.5, True, 2.5),
+    WorkersChanged(2, 6, 3.5, 0.25),
+    WorkersKept(2, 0, "no such number", 4.5),
     Traffic([10, 20], [30, 40], [0.5, 0.75], [100], [0.125], [0.0625], [1.5, 2.5]),
     RunFinished(
         "epochs", 1.0, 2.0, 3.0, 30, 4, [10, 20], [2, 2], {0: 3, 1: 1}, {"pushed": 4, "dropped": {"a": 1}},

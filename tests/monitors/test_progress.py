@@ -15,10 +15,14 @@ from freewheel.events import (
     Evaluated,
     Evaluating,
     Event,
+    Resumed,
     RunFinished,
     RunStarted,
     Tick,
     WorkerFailed,
+    WorkersChanged,
+    WorkersKept,
+    WorkerSlowed,
 )
 from freewheel.monitors import progress
 
@@ -141,6 +145,31 @@ def test_a_failed_worker_is_named() -> None:
             started(), WorkerFailed(1, 7, "ValueError: [bad]"), finished("error"), terminal=terminal
         )
         assert "worker 1 failed in its step 7: ValueError: [bad]" in written
+
+
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        (WorkersChanged(2, 6, 3.5, 0.25), "goes on with 6 workers in place of 2, after"),
+        (WorkersKept(2, 9, "`workers`=9 is more than the 4 streams", 3.5), "keeps 2 workers: `workers`=9 is"),
+        (
+            WorkerSlowed(1, 4.26, True, 3.5),
+            "worker 1 is slow: its steps take 4.3 times as long as the others'",
+        ),
+        (WorkerSlowed(1, 1.1, False, 9.5), "worker 1 keeps up again"),
+        (
+            Resumed("runs/a/checkpoints/40", 2.0, [300, 340], 40),
+            "goes on from runs/a/checkpoints/40: 640 samples",
+        ),
+    ],
+)
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_becomes_of_workers_is_told(event: Event, line: str, terminal: bool) -> None:
+    assert line in run(started(), event, finished(), terminal=terminal)
+
+
+def test_a_number_of_workers_that_stays_is_not_told() -> None:
+    assert "goes on" not in run(started(), WorkersChanged(2, 2, 3.5, 0.0), finished())
 
 
 def test_the_terminal_shows_how_the_run_stands() -> None:

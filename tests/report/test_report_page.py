@@ -12,7 +12,7 @@ from synthetic_runs import events, finished, started
 
 from freewheel import report
 from freewheel.errors import ConfigurationError
-from freewheel.events import Evaluated, Event, Tick, WorkerFailed
+from freewheel.events import Evaluated, Event, Tick, WorkerFailed, WorkersChanged, WorkerSlowed
 from freewheel.report import Run
 
 NO_LEDGER = {"pushed": 0, "applied": 0, "absorbed": 0, "pending": 0, "dropped": {}}
@@ -136,6 +136,20 @@ def test_labels_and_settings_are_escaped() -> None:
         text = report.render(chosen, title=evil)
         assert "<script" not in text
         assert "script" not in Page(text).tags
+
+
+def test_the_report_tells_of_workers_that_change_and_of_slow_ones() -> None:
+    changed: list[Event] = [
+        WorkersChanged(2, 6, 3.0, 0.2),
+        WorkersChanged(6, 6, 3.5, 0.0),
+        WorkerSlowed(1, 4.26, True, 4.0),
+    ]
+    text = report.render([Run("mine", [*events()[:-1], *changed, events()[-1]])])
+    assert "2 worker threads, 6 in the end" in text
+    assert text.count("The number of workers went from 2 to 6") == 1
+    assert text.count("The number of workers went") == 1
+    assert "Worker 1 was slow from" in text
+    assert "4.3 times as long" in text
 
 
 BROKEN: dict[str, list[Event]] = {

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import freewheel
 from freewheel import injection, testing
@@ -20,10 +21,19 @@ X = torch.randn(128, 4, generator=torch.Generator().manual_seed(0))
 Y = X @ torch.tensor([[1.0], [2.0], [-1.0], [0.5]])
 
 
+pause = time.sleep  # whatever tests put in its place
+
+
+def unhurried(prediction: Tensor, target: Tensor) -> Tensor:
+    """So that no worker has used all the data before another has begun."""
+    pause(0.001)
+    return nn.functional.mse_loss(prediction, target)
+
+
 def fit(**more: Any) -> freewheel.Result:
     torch.manual_seed(0)
     arguments = {"engine": "threads", "method": freewheel.hogwild(0.1, 0.0), "workers": 2, **more}
-    return freewheel.fit(nn.Linear(4, 1), (X, Y), loss=nn.MSELoss(), batch_size=4, **arguments)
+    return freewheel.fit(nn.Linear(4, 1), (X, Y), loss=unhurried, batch_size=4, **arguments)
 
 
 def test_an_exception_has_the_name_of_its_fault() -> None:

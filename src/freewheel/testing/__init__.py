@@ -9,7 +9,7 @@ Example:
     >>> x = torch.randn(256, 8); y = (x.sum(1) > 0).long()
     >>> with inject(kill(worker=1, step=2), fail(worker=0, step=4)) as injected:
     ...     result = freewheel.fit(torch.nn.Linear(8, 2), (x, y), loss=torch.nn.CrossEntropyLoss(),
-    ...                            engine="processes", workers=2, batch_size=4)
+    ...                            engine="processes", workers=2, batch_size=4, epochs=9)
     >>> injected.all_fired, result.restarts
     (True, 2)
 """

@@ -138,7 +138,7 @@ def inject(*faults: Fault | Storm) -> Injected:
         >>> x = torch.randn(256, 8); y = (x.sum(1) > 0).long()
         >>> with inject(duplicate(worker=0, step=3)) as injected:
         ...     result = freewheel.fit(torch.nn.Linear(8, 2), (x, y), loss=torch.nn.CrossEntropyLoss(),
-        ...                            workers=2)
+        ...                            workers=2, epochs=20)
         >>> injected.fired, result.ledger["duplicates"]
         (['duplicate(worker=0, step=3)'], 1)
     """

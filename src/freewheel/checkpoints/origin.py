@@ -74,8 +74,8 @@ def _of_workers(job: Job, workers: int) -> Job:
 def _check_resizable(folder: Path, then: int, now: int, engine: str) -> None:
     if engine not in ENGINES:
         raise CheckpointError(
-            f"checkpoint {folder} is of another job: `workers` was {then}, got {now}, and on engine"
-            f" {engine!r} a run keeps its number; use the same number, or leave `workers` out"
+            f"checkpoint {folder} is of another job: `workers` was {then}, got {now}. Resume with the"
+            f" arguments of the run that wrote it: on engine {engine!r} a run keeps its number of workers"
         )
 
 

@@ -102,8 +102,8 @@ class Shard:
                 leases.finish()
             ended = True
             if self._again and not given:
-                told = f"epoch {epoch} was done when this worker was started again: it passes without a batch"
-                print(f"freewheel: {told}", file=sys.stderr, flush=True)
+                told = f"freewheel: epoch {epoch} is done already: it passes without a batch"
+                print(told, file=sys.stderr, flush=True)
         finally:
             leases.give_back()
             self._retire(ended)

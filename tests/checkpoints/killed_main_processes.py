@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 import torch
+from killed_runs import network_and_data
 from torch import Tensor, nn
 
 import freewheel
@@ -49,13 +50,8 @@ def slow(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def train(method: str, **settings: Any) -> freewheel.Result:
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    inputs = torch.randn(SAMPLES, 8)
-    model = nn.Sequential(nn.Linear(8, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 3))
     return freewheel.fit(
-        model,
-        (inputs, inputs[:, :3].argmax(1)),
+        *network_and_data(SAMPLES),
         loss=slow,
         method=METHODS[method],
         engine="processes",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import freewheel
 from freewheel.checkpoints.folder import CHECKPOINTS, newest, ordered, read
@@ -24,14 +24,18 @@ from freewheel.checkpoints.saver import Saver
 SAMPLES, BATCH, EPOCHS = 512, 8, 100
 
 
-def train(**settings: Any) -> freewheel.Result:
+def network_and_data(samples: int) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    """The same in every life."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    inputs = torch.randn(SAMPLES, 8)
+    inputs = torch.randn(samples, 8)
     model = nn.Sequential(nn.Linear(8, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 3))
+    return model, (inputs, inputs[:, :3].argmax(1))
+
+
+def train(**settings: Any) -> freewheel.Result:
     return freewheel.fit(
-        model,
-        (inputs, inputs[:, :3].argmax(1)),
+        *network_and_data(SAMPLES),
         loss=nn.CrossEntropyLoss(),
         method=freewheel.stale_synchronous(1, 0.02),
         engine="serial",

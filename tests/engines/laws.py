@@ -142,6 +142,21 @@ def train(module: nn.Module, method: Method, engine: Any, **settings: Any) -> fr
     )
 
 
+class Heard:
+    """What is heard of a run, for who hands ``events.append`` to it as a monitor."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    @property
+    def leases(self) -> Counter[int]:
+        """How often each lease was computed."""
+        return Counter(number for event in self.of(Steps) for number in event.lease)
+
+
 def leases_of(leases: Counter[int]) -> Callable[[Event], None]:
     """A monitor that counts how often each lease was computed."""
 

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from laws import ALL, BACKUP, SAMPLES, blobs, network
+from laws import ALL, BACKUP, SAMPLES, Heard, blobs, network
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -78,11 +77,11 @@ def failing(folder: Path, how: Callable[[], object], at: int = 3, worker: int = 
     return step
 
 
-class Run:
+class Run(Heard):
     """A run and what was heard of it."""
 
     def __init__(self, step: Step | None, method: Method | str = "hogwild", **arguments: Any) -> None:
-        self.events: list[Event] = []
+        super().__init__()
         settings = {"workers": 2, "batch_size": BATCH, "epochs": EPOCHS, **arguments}
         data = settings.pop("data", blobs())
         others = [settings.pop("monitor")] if "monitor" in settings else []
@@ -98,13 +97,6 @@ class Run:
             monitors=[self.events.append, *others],
             **settings,
         )
-
-    def of(self, kind: type[Any]) -> list[Any]:
-        return [event for event in self.events if isinstance(event, kind)]
-
-    @property
-    def leases(self) -> Counter[int]:
-        return Counter(number for event in self.of(Steps) for number in event.lease)
 
     def check_complete(self, restarts: int = 1) -> None:
         """Every batch was used, the book adds up, and the failures were told of."""

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 from cuts import CutInStep, checkpoints
-from laws import ALL, BACKUP, KINDS, ROUNDS, SAMPLES, adds_up, blobs, network, state
+from laws import ALL, BACKUP, KINDS, ROUNDS, SAMPLES, Heard, adds_up, blobs, network, state
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -82,11 +82,11 @@ def raises() -> None:
     raise ZeroDivisionError("of my own")
 
 
-class Run:
+class Run(Heard):
     """A run on threads and what was heard of it."""
 
     def __init__(self, step: Step, method: Method | str = "hogwild", **arguments: Any) -> None:
-        self.events: list[Event] = []
+        super().__init__()
         settings = {"workers": 2, "batch_size": BATCH, "epochs": EPOCHS, **arguments}
         others = settings.pop("monitors", [])
         self.module = settings.pop("model", None) or network()
@@ -99,13 +99,6 @@ class Run:
             monitors=[self.events.append, *others],
             **settings,
         )
-
-    def of(self, kind: type[Any]) -> list[Any]:
-        return [event for event in self.events if isinstance(event, kind)]
-
-    @property
-    def leases(self) -> Counter[int]:
-        return Counter(number for event in self.of(Steps) for number in event.lease)
 
     def check_complete(self, restarts: int = 1) -> None:
         """Every batch was used once, the book adds up, the failures were told of, and no thread is left."""

@@ -67,7 +67,7 @@ def restored(session: Session, tree: Tree) -> Tree:
 
 def _restore(session: Session, tree: Tree) -> None:
     session.server.restore(tree["server"])
-    session.restore_workers(tree["workers"])
+    session.restore_workers(tree["workers"], tree["place"].get("start", 0))
     _put_back(dict(_others(session, session.job.module)), tree["buffers"])
     session.hopeless[:] = tree["hopeless"]
     if tree["source"] is not None:  # else it is the same object, which has gone on

@@ -45,6 +45,7 @@ def resized(tree: Tree, workers: int, fixed: bool, steps: Sequence[int] | None =
         "place": {
             **place,
             "began": [start] * workers,
+            "start": start,
             "steps": [progress] * workers,
             "progress": [progress] * workers,
         },

@@ -167,11 +167,6 @@ def explained(worker: int, sequence: int, error: BaseException) -> BaseException
     return wrapped
 
 
-def told_of(error: BaseException) -> str:
-    """The error, for an event."""
-    return error.reason if isinstance(error, WorkerError) else f"{type(error).__name__}: {error}"
-
-
 def refused(update: Update) -> NoReturn:
     """The push of a thread that was left behind, should it ever go on: the weights are the user's again."""
     raise RuntimeError(f"worker {update.worker} had hung, and was left behind: its push is refused")

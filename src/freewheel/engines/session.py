@@ -309,13 +309,17 @@ class Session:
         """What each worker holds for itself, for a checkpoint; everybody stands between two steps."""
         return [cut.state_of(self, worker) for worker in range(self.job.setup.workers)]
 
-    def restore_workers(self, states: Sequence[Tree]) -> None:
-        """Every worker holds what it held then."""
-        first = max([state["context"]["sequence"] for state in states if state is not None], default=0)
+    def restore_workers(self, states: Sequence[Tree], start: int) -> None:
+        """Every worker holds what it held then.
+
+        Args:
+            states: of the workers; None of one that comes new.
+            start: the number that such a worker counts its steps from.
+        """
         for worker, state in enumerate(states):
             context, slot = self.contexts[worker], self.server.book.slots[worker]
             if state is None:  # it comes new, and counts as the others do
-                context.sequence = first
+                context.sequence = start
                 self.server.begin_life(worker)
             else:
                 cut.give_back(self, worker, state)

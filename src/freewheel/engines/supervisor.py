@@ -72,6 +72,11 @@ class Supervisor:
         return Verdict(True)
 
 
+def told_of(error: BaseException) -> str:
+    """Why a worker has failed, for an event."""
+    return error.reason if isinstance(error, WorkerError) else f"{type(error).__name__}: {error}"
+
+
 class Numbers(Protocol):
     """One number a worker."""
 

@@ -20,11 +20,11 @@ from freewheel.checkpoints.tree import Tree
 from freewheel.engines.base import seeded
 from freewheel.engines.changes import Change, change, taken_over
 from freewheel.engines.interrupts import Interrupts
-from freewheel.engines.lives import Failure, Lives, refused, told_of
+from freewheel.engines.lives import Failure, Lives, refused
 from freewheel.engines.plan import Segment, begun
 from freewheel.engines.recorded import session_of
 from freewheel.engines.session import Session
-from freewheel.engines.supervisor import Supervisor
+from freewheel.engines.supervisor import Supervisor, told_of
 from freewheel.errors import ConfigurationError
 from freewheel.events import Monitor, WorkerFailed, WorkerRestarted
 from freewheel.gates import NEVER_WAITED_FOR
@@ -88,6 +88,7 @@ class Threads:
                     crew = _Crew(session, shard_locks, supervisor, interrupts)
                     place = taken_over(session, earlier, after)
                 except BaseException as error:
+                    earlier.save(after.last)
                     earlier.fail(error)
                     raise
                 after = crew.run(place, after)
@@ -267,10 +268,12 @@ class _Crew:
             while not self._listen(self._stand_between_steps, self._lose):
                 pass
             with self.stood:
-                return self.session.cut(self._place())
+                state = self.session.cut(self._place())
+                self.stopping = self.stopping or ends
+                return state
         finally:
             with self.changed:
-                self.wanted, self.stopping = False, self.stopping or ends
+                self.wanted = False
                 self.changed.notify_all()
 
     def _stand_between_steps(self) -> bool:

@@ -40,7 +40,7 @@ from freewheel.engines.processes.parcel import Parcel, packed
 from freewheel.engines.processes.roster import Member, Roster
 from freewheel.engines.processes.session import Left, ProcessSession
 from freewheel.engines.processes.stragglers import Stragglers
-from freewheel.engines.supervisor import Supervisor, Watch
+from freewheel.engines.supervisor import Supervisor, Watch, told_of
 from freewheel.errors import WorkerError
 from freewheel.events import WorkerFailed, WorkerRestarted
 
@@ -424,8 +424,8 @@ class Crew:
                 error.add_note(f"freewheel: {verdict.note}; it was not replaced again")
             raise error
         goes_on = not board.stopping
-        replaced = goes_on or self.wanted is not None  # by the next crew
-        self.session.record.emit(WorkerFailed(worker, board.steps[worker], _reason(error), replaced))
+        replaced = goes_on or (self.wanted is not None and worker < self.wanted)  # by the next crew
+        self.session.record.emit(WorkerFailed(worker, board.steps[worker], told_of(error), replaced))
         self.lost = True
         self.accounts.settle(worker)
         self.standing.discard(worker)
@@ -538,10 +538,6 @@ class Crew:
             self.roster.close()
             self.queue.close()
             self.session.close()
-
-
-def _reason(error: BaseException) -> str:
-    return error.reason if isinstance(error, WorkerError) else f"{type(error).__name__}: {error}"
 
 
 @final

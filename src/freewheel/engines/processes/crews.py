@@ -32,15 +32,17 @@ def trained(job: Job, monitors: Sequence[Monitor], engine: str, pin: bool) -> Re
         crew.hire(session.resume())
         with interrupts:
             while (change := crew.work()) is not None:
-                crew.close()
                 earlier = crew.session
                 try:
+                    crew.close()
                     session = ProcessSession(change.job, monitors, engine)
+                    stack.callback(session.close)
                     place = taken_over(session, earlier, change)
                     crew = Crew(session, pin, supervisor, interrupts)
                     stack.callback(crew.close)
                     crew.hire(place, change)
                 except BaseException as error:
+                    earlier.save(change.last)
                     earlier.fail(error)
                     raise
     return crew.session.result()

@@ -70,12 +70,11 @@ class ProcessSession(Session):
         """What the workers have deposited."""
         return [self.deposits.get(worker) for worker in range(self.job.setup.workers)]
 
-    def restore_workers(self, states: Sequence[Tree]) -> None:
+    def restore_workers(self, states: Sequence[Tree], start: int) -> None:
         """Keeps what the workers are to be told when they are there."""
         self.deposits = {worker: state for worker, state in enumerate(states) if state is not None}
-        steps = {worker: state["context"]["sequence"] for worker, state in self.deposits.items()}
-        for worker in range(len(states)):  # one that comes new counts as the others do
-            self.board.steps[worker] = steps.get(worker, max(steps.values(), default=0))
+        for worker, state in enumerate(states):
+            self.board.steps[worker] = start if state is None else state["context"]["sequence"]
 
     def source_state(self) -> Tree:
         """Where the source stands; the workers fetch the batches of some themselves."""
